@@ -1,0 +1,107 @@
+"""Settings that a grid sets and a stage obeys. Shared by the grid schema and by the specs; pure."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Settings(BaseModel):
+    """Base: unknown keys are refused, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _not_identity(default, description: str, **limits):  # noqa: ANN001, ANN202 - a pydantic field of any type
+    return Field(default=default, description=description, json_schema_extra={"identity": False}, **limits)
+
+
+class Template(Settings):
+    """How a canonical row becomes text."""
+
+    name: Literal["alpaca", "chat", "plain", "toy"] = Field(
+        description="alpaca: the Alpaca prompt; chat: the tokenizer's own chat template; plain: instruction and input "
+        "joined by a blank line; toy: the toy world's compact prompt"
+    )
+    system: str | None = Field(default=None, description="system text where the row has none")
+
+
+class ScratchModel(Settings):
+    """A small model that is initialised at random, with a byte-level tokenizer."""
+
+    architecture: Literal["mistral", "llama"] = "mistral"
+    hidden_size: int = Field(default=128, gt=0)
+    layers: int = Field(default=4, gt=0)
+    heads: int = Field(default=4, gt=0, description="query heads; hidden_size / heads must be at least 32 (vLLM on CPU)")
+    kv_heads: int = Field(default=2, gt=0)
+    intermediate_size: int = Field(default=384, gt=0)
+    max_positions: int = Field(default=512, gt=0)
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> "ScratchModel":
+        if self.hidden_size % self.heads or self.hidden_size // self.heads < 32:
+            raise ValueError("hidden_size / heads must be a whole number of at least 32")
+        if self.heads % self.kv_heads:
+            raise ValueError("heads must be a multiple of kv_heads")
+        return self
+
+
+class TrainingSettings(Settings):
+    """One training. Defaults are Table B1 of the study (arXiv 2410.16006)."""
+
+    learning_rate: float = Field(default=1e-6, gt=0)
+    epochs: int | None = Field(default=4, gt=0, description="passes over the data; exclusive with `steps`")
+    steps: int | None = Field(default=None, gt=0, description="optimizer steps; exclusive with `epochs`")
+    batch_size: int = Field(default=16, gt=0, description="samples per optimizer step over all workers (packs, if `packing`)")
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_steps: int = Field(default=10, ge=0, description="linear warm-up")
+    weight_decay: float = Field(default=0.0, ge=0)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    epsilon: float = Field(default=1e-8, gt=0)
+    max_grad_norm: float | None = Field(default=1.0, gt=0, description="gradient clipping by global norm; none: off")
+    precision: Literal["bf16", "fp32"] = Field(default="bf16", description="of forward and backward; master weights are fp32")
+    max_length: int = Field(default=2048, gt=0, description="tokens; what happens to longer rows: `long_rows`")
+    long_rows: Literal["drop", "truncate", "refuse"] = Field(
+        default="drop", description="rows over `max_length`: left out, cut at the end, or an error; always counted"
+    )
+    packing: int | None = Field(default=None, gt=0, description="tokens per pack; then `batch_size` counts packs. None: samples")
+    train_on_prompt: bool = Field(default=False, description="also take the loss on the prompt's tokens")
+    # How it is computed; results agree within rounding, so these are not identity.
+    padding: Literal["free", "padded"] = _not_identity("free", "free: samples laid end to end; padded: right-padded rows")
+    micro_batch_tokens: int = _not_identity(8192, "most tokens of one forward pass of one worker", gt=0)
+    gradient_checkpointing: bool = _not_identity(False, "recompute activations in the backward pass")
+    offload: Literal["none", "optimizer", "all"] = _not_identity("none", "ZeRO-3 offload to CPU: optimizer, or parameters too")
+    checkpoint_every: int | None = _not_identity(None, "optimizer steps between mid-run checkpoints; none: no mid-run checkpoint", gt=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _steps_replace_epochs(cls, data):  # noqa: ANN001, ANN206
+        if isinstance(data, dict) and data.get("steps") is not None and "epochs" not in data:
+            return {**data, "epochs": None}
+        return data
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "TrainingSettings":
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give either epochs or steps")
+        return self
+
+
+class GenerationSettings(Settings):
+    """How a benchmark's answers are generated."""
+
+    max_new_tokens: int | None = Field(default=None, gt=0, description="none: what the task says")
+    temperature: float = Field(default=0.0, ge=0)
+    stop: tuple[str, ...] = Field(default=(), description="stop strings beside the task's own")
+    max_length: int = Field(default=4096, gt=0, description="tokens of prompt and answer")
+    dtype: Literal["bfloat16", "float16", "float32", "auto"] = "auto"
+
+
+class ReplaySampling(Settings):
+    """How replay answers are sampled from the Phase 1 model."""
+
+    temperature: float = Field(default=1.0, ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    max_new_tokens: int = Field(default=1024, gt=0)
+    max_length: int = Field(default=2048, gt=0, description="tokens of prompt and answer")
+    dtype: Literal["bfloat16", "float16", "float32", "auto"] = "auto"

@@ -1,0 +1,135 @@
+"""What decides a stage's result: one frozen pydantic model per stage kind.
+
+A spec is the only thing that a stage is told about its work (its inputs' artifacts aside), and its *identity* is what
+the fingerprint is taken over. Fields marked with :func:`locator` say where something lies or how it is run; they
+travel with the spec and are left out of the identity. Pure: no Ray, no torch.
+"""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from cft_ray.grid.settings import GenerationSettings, ReplaySampling, ScratchModel, Template, TrainingSettings
+
+
+def locator(description: str, default: Any = None) -> Any:
+    """A pydantic field that is not part of the fingerprint (a path, a resource, a display name)."""
+    return Field(default=default, description=description, json_schema_extra={"identity": False})
+
+
+class Spec(BaseModel):
+    """Base of all specs; ``kind`` names the stage, ``version`` is raised when its code changes its results."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    kind: ClassVar[str]
+    version: ClassVar[int] = 1
+
+    def identity(self) -> dict[str, Any]:
+        """The JSON of all fields that decide the result, nested specs included."""
+        return _identity(self)
+
+
+def _identity(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        fields = type(value).model_fields
+        return {
+            name: _identity(getattr(value, name))
+            for name in fields
+            if not (isinstance(extra := fields[name].json_schema_extra, dict) and extra.get("identity") is False)
+        }
+    if isinstance(value, dict):
+        return {key: _identity(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_identity(item) for item in value]
+    return value
+
+
+class Checkpoint(BaseModel):
+    """A model that the grid names instead of training it: a hub id at a revision, or a folder known by its content."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    hub: str | None = Field(default=None, description="Hugging Face id")
+    revision: str | None = Field(default=None, description="hub revision: a commit, tag or branch")
+    digest: str | None = Field(default=None, description="SHA-256 over the folder's files, for a local model")
+    path: str | None = locator("folder or URI of a local model")
+
+
+class StrategyRef(BaseModel):
+    """A strategy as it travels: where its class is, its version and the values of its settings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    use: str = Field(description="registered name or import path `package.module:Class`")
+    version: int = Field(description="the class's version number: raised when its code changes its results")
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
+class DatasetSpec(Spec):
+    """Rows from a source to canonical rows. Inputs: none."""
+
+    kind: ClassVar[str] = "dataset"
+    hub: str | None = Field(default=None, description="Hugging Face data set id")
+    revision: str | None = Field(default=None, description="hub revision")
+    config: str | None = Field(default=None, description="hub configuration name")
+    split: str = Field(default="train", description="hub split")
+    hub_files: str | None = Field(default=None, description="file pattern inside the hub repository, `{language}` allowed")
+    toy: str | None = Field(default=None, description="name of a toy-world data set")
+    digest: str | None = Field(default=None, description="SHA-256 over the files' contents, for local files")
+    files: str | None = locator("path or URI of local files, `{language}` allowed")
+    columns: dict[str, str] = Field(
+        description="canonical column (instruction, input, output, system, id, language) -> the source's column"
+    )
+    languages: tuple[str, ...] = Field(description="ISO 639-1 codes, in the order in which they are read")
+    rows: int | None = Field(default=None, description="rows kept per language (a seeded sample); all if none")
+    seed: int = Field(default=0, description="seed of the sample of `rows`, and of toy data")
+
+
+class FinetuneSpec(Spec):
+    """One training. Inputs: `data`; `model` unless `scratch` or `checkpoints["model"]`; what the strategy asks for."""
+
+    kind: ClassVar[str] = "finetune"
+    checkpoints: dict[str, Checkpoint] = Field(default_factory=dict, description="named models by role: `model`")
+    scratch: ScratchModel | None = Field(default=None, description="architecture to initialise, for training from scratch")
+    template: Template = Field(description="how a row becomes text")
+    training: TrainingSettings
+    strategy: StrategyRef | None = Field(default=None, description="None: plain full fine-tuning")
+    seed: int = 0
+
+
+class ReplaySpec(Spec):
+    """Answers of `model` to prompts. Inputs: `model` or `checkpoints["model"]`, `prompts`, `target` (its size counts)."""
+
+    kind: ClassVar[str] = "replay"
+    checkpoints: dict[str, Checkpoint] = Field(default_factory=dict)
+    ratio: float = Field(description="rows to generate as a fraction of the rows of `target`")
+    template: Template
+    sampling: ReplaySampling
+    seed: int = 0
+
+
+class DriftSpec(Spec):
+    """Norms of the difference of two models. Inputs: `left`, `right`, each possibly in `checkpoints` instead."""
+
+    kind: ClassVar[str] = "drift"
+    checkpoints: dict[str, Checkpoint] = Field(default_factory=dict)
+
+
+class EvaluateSpec(Spec):
+    """One benchmark of one model. Inputs: `model` or `checkpoints["model"]`; `data` where a data set artifact is scored."""
+
+    kind: ClassVar[str] = "evaluate"
+    checkpoints: dict[str, Checkpoint] = Field(default_factory=dict)
+    benchmark: str = Field(description="name in the tables, e.g. toy_letters, ifeval")
+    ability: Literal["TA", "LA"]
+    tasks: dict[str, str] = Field(description="language -> lm-evaluation-harness task")
+    metric: str = Field(description="the metric that the results table shows")
+    template: Template | None = Field(default=None, description="how a prompt is wrapped; None: as the task gives it")
+    generation: GenerationSettings
+    limit: int | None = Field(default=None, description="items per task; all if none")
+    backend: Literal["vllm", "hf"] = "vllm"
+    seed: int = 0
+
+
+AnySpec = Annotated[DatasetSpec | FinetuneSpec | ReplaySpec | DriftSpec | EvaluateSpec, Field()]
+SPECS: dict[str, type[Spec]] = {
+    spec.kind: spec for spec in (DatasetSpec, FinetuneSpec, ReplaySpec, DriftSpec, EvaluateSpec)
+}

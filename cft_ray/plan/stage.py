@@ -1,0 +1,109 @@
+"""A stage: one node of the plan. Pure data; running it is the business of `cft_ray.stages`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from cft_ray.plan.fingerprint import fingerprint
+from cft_ray.plan.specs import SPECS, Spec
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a stage needs to run, as bundles that must each fit on one node. Never part of a fingerprint."""
+
+    workers: int = 1
+    cpus: float = 1.0
+    """logical CPUs per worker"""
+    gpus: float = 0.0
+    """GPUs per worker"""
+
+    @property
+    def total(self) -> dict[str, float]:
+        """Ray resources of all workers together, e.g. ``{"CPU": 2.0, "GPU": 8.0}``."""
+        return {"CPU": self.workers * self.cpus, "GPU": self.workers * self.gpus}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One piece of work.
+
+    Args:
+        spec: decides the result together with the inputs.
+        inputs: role -> fingerprint of the stage whose artifact is read.
+        label: what people read, e.g. ``mistral-toy alpaca→multialpaca LF_H2``; not identity.
+        resources: not identity.
+        cost: estimated seconds (any consistent unit will do), for critical-path order; not identity.
+    """
+
+    spec: Spec
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    label: str = ""
+    resources: Resources = Resources()
+    cost: float = 1.0
+
+    @property
+    def kind(self) -> str:
+        return self.spec.kind
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """64 hexadecimal digits; see `cft_ray.plan.fingerprint`."""
+        return fingerprint(self.kind, self.spec.version, self.spec.identity(), self.inputs)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything needed to rebuild the stage in another process, as plain JSON values."""
+        return {
+            "kind": self.kind,
+            "spec": self.spec.model_dump(mode="json"),
+            "inputs": dict(self.inputs),
+            "label": self.label,
+            "resources": vars(self.resources),
+            "cost": self.cost,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Stage":
+        """Inverse of :meth:`to_json`."""
+        return cls(
+            spec=SPECS[data["kind"]].model_validate(data["spec"]),
+            inputs=data["inputs"],
+            label=data["label"],
+            resources=Resources(**data["resources"]),
+            cost=data["cost"],
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The graph of a grid's unique stages, and which cell uses which stage.
+
+    ``stages`` is in topological order (inputs first), keyed by fingerprint.
+    ``cells`` are the rows of the results: see `cft_ray.plan.build`.
+    """
+
+    grid: str
+    stages: Mapping[str, Stage]
+    cells: tuple["PlannedCell", ...]
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    """A cell and the stages that make it up.
+
+    ``roles`` maps a role (``base``, ``phase1``, ``phase2``, ``phase2:TA:toy_letters`` …) to a fingerprint: model roles
+    name the `finetune` stage (absent for named checkpoints), score roles ``{model role}:{ability}:{benchmark}`` name
+    the `evaluate` stage.
+    """
+
+    cell: str
+    """stable name: model/phase1→phase2/strategy/seed[/setting=value…]"""
+    model: str
+    phase1: str
+    phase2: str
+    strategy: str
+    seed: int
+    settings: Mapping[str, Any]
+    """swept settings only, e.g. ``{"training.learning_rate": 1e-5}``"""
+    roles: Mapping[str, str]
