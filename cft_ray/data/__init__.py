@@ -1,1 +1,1 @@
-
+"""Data sets: sources, canonical rows, templates, and the toy world."""
