@@ -1,0 +1,58 @@
+# Every target does all the set-up that it needs in a fresh checkout: a virtual environment in .venv from the full pins of
+# requirements/cpu.lock, renewed when the pins or pyproject.toml change. On a machine with GPUs: `make demo DEVICE=gpu`.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+DEVICE ?= cpu
+# PyTorch's CPU build is not on the package index; this is where PyTorch publishes it.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+
+BIN := .venv/bin
+LOCK := requirements/$(DEVICE).lock
+READY := .venv/.ready-$(DEVICE)
+# uv does not read pip's settings; where pip is told to look in a folder of wheels, uv shall too.
+export UV_FIND_LINKS ?= $(or $(PIP_FIND_LINKS),$(TORCH_INDEX)/torch/)
+
+.PHONY: help setup demo test lint format lock bench
+
+help:  ## what there is to make
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile
+
+setup: $(READY)  ## only the set-up
+
+# torch comes first and by pip, which knows the extra index; uv then finds it installed and needs a tenth of pip's time for
+# the rest. --retries 0: a machine that cannot reach the extra index must not wait for it.
+$(READY): $(LOCK) pyproject.toml
+	rm -f .venv/.ready-*
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --no-deps $$(grep '^uv==' requirements/cpu.lock)
+	$(BIN)/python -m pip install --quiet --retries 0 --no-deps $$(grep '^torch==' $(LOCK)) --extra-index-url $(TORCH_INDEX)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r $(LOCK)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
+	touch $@
+
+demo: $(READY)  ## the smoke grid: every component for real, in minutes, then its results
+	$(BIN)/cft-ray run grids/smoke.yaml
+
+test: $(READY)  ## all tests
+	$(BIN)/python -m pytest
+
+lint: $(READY)  ## ruff and basedpyright
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+
+format: $(READY)  ## rewrite the sources in the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The header and index options are left out so that the locks are the same wherever they are renewed.
+COMPILE = $(BIN)/uv pip compile pyproject.toml --quiet --upgrade --python-version 3.11 --override requirements/overrides.txt \
+	--no-header --no-emit-index-url --no-emit-find-links
+
+lock: $(READY)  ## renew both locks with the newest versions that pyproject.toml allows
+	$(COMPILE) --extra cpu --extra test --extra dev --output-file requirements/cpu.lock
+	UV_FIND_LINKS= $(COMPILE) --extra gpu --extra loggers --extra test --extra dev --python-platform x86_64-manylinux_2_28 --output-file requirements/gpu.lock
+
+bench: $(READY)  ## all benchmarks, one after the other; results go to reports/benchmarks/
+	@for script in $(filter-out benchmarks/record.py,$(wildcard benchmarks/*.py)); do \
+		echo "== $$script"; $(BIN)/python $$script || exit 1; done
