@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
-from cft_ray.grid.settings import ReplaySampling, Template
+from cft_ray.grid.settings import ReplaySampling, Template, TrainingSettings
 from cft_ray.plan.specs import Checkpoint
 from cft_ray.plan.stage import Resources, Stage
 
@@ -49,6 +49,8 @@ class Phase2:
     """the Phase 2 data set's English counterpart; None where the grid names none"""
     template: Template
     sampling: ReplaySampling
+    training: TrainingSettings
+    """of the Phase 2 training, the strategy's own overrides included"""
     seed: int
     label: str
     resources: Mapping[str, Resources]

@@ -1,0 +1,1 @@
+"""How far two models lie apart: norms of the difference of their weights, streamed from safetensors."""
