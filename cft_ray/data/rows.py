@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cft_ray.errors import UserError
@@ -58,9 +57,9 @@ def validate(rows: pa.Table, where: str) -> None:
             raise UserError(f"column {name!r} has {column.null_count} nulls", where=where, fix='use "" where a row has nothing')
     if rows.num_rows == 0:
         raise UserError("the data set is empty", where=where, fix="give it at least one row")
-    if pc.count_distinct(rows.column("id")).as_py() != rows.num_rows:
-        counts = pc.value_counts(rows.column("id").combine_chunks())
-        twice = next(item["values"] for item in counts.to_pylist() if item["counts"] > 1)
+    ids = rows.column("id")
+    if len(ids.unique()) != rows.num_rows:
+        twice = next(item["values"] for item in ids.value_counts().to_pylist() if item["counts"] > 1)
         raise UserError(f"id {twice!r} occurs more than once", where=where, fix="ids are unique within a data set")
 
 
@@ -117,7 +116,7 @@ def write_rows(path: str | Path, batches: Iterable[pa.Table], schema: pa.Schema 
 
 def count_by_language(rows: pa.Table) -> dict[str, int]:
     """Rows of each language, in order of first appearance."""
-    counts = pc.value_counts(rows.column("language").combine_chunks())
+    counts = rows.column("language").value_counts()
     return {item["values"]: item["counts"] for item in counts.to_pylist()}
 
 
