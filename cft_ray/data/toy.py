@@ -96,10 +96,7 @@ def generate(name: str, language: str, rows: int | None = None, seed: int = 0) -
         )
     asked: set[tuple[str, str]] = set()
     for number in range(toy.rows if rows is None else rows):
-        if toy.text:
-            row = _text(name, toy, language, number, seed)
-        else:
-            row = _question(name, toy, language, number, seed, asked)
+        row = _text(name, toy, language, number, seed) if toy.text else _question(name, toy, language, number, seed, asked)
         suffix = f":{language}" if len(toy.languages) > 1 else ""
         yield {"language": language, **row, "id": f"{row['id']}-{number:06d}{suffix}"}
 
@@ -166,4 +163,4 @@ def _text(name: str, toy: ToyDataset, language: str, number: int, seed: int) -> 
         task = choices[draws.below(len(choices))]
         items = [_item(task, False, seed, name, language, number, place) for place in range(3)]
         text = ", ".join(f"{item} = {task.answer(item)}" for item in items)
-    return {"id": "text", "output": text}
+    return {"id": "text", "system": "", "instruction": "", "input": "", "output": text}
