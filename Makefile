@@ -50,8 +50,8 @@ COMPILE = $(BIN)/uv pip compile pyproject.toml --quiet --upgrade --python-versio
 	--no-header --no-emit-index-url --no-emit-find-links
 
 lock: $(READY)  ## renew both locks with the newest versions that pyproject.toml allows
-	$(COMPILE) --extra cpu --extra test --extra dev --output-file requirements/cpu.lock
-	UV_FIND_LINKS= $(COMPILE) --extra gpu --extra loggers --extra test --extra dev --python-platform x86_64-manylinux_2_28 --output-file requirements/gpu.lock
+	$(COMPILE) --extra cpu --extra cluster --extra test --extra dev --output-file requirements/cpu.lock
+	UV_FIND_LINKS= $(COMPILE) --extra gpu --extra cluster --extra loggers --extra test --extra dev --python-platform x86_64-manylinux_2_28 --output-file requirements/gpu.lock
 
 bench: $(READY)  ## all benchmarks, one after the other; results go to reports/benchmarks/
 	@for script in $(filter-out benchmarks/record.py,$(wildcard benchmarks/*.py)); do \
