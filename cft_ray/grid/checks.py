@@ -1,0 +1,128 @@
+"""Whether a grid's sections fit together: every name that is used exists, none exists twice."""
+
+from collections.abc import Iterable, Sequence
+
+from cft_ray.errors import UserError
+from cft_ray.grid.choices import chosen_benchmarks
+from cft_ray.grid.problems import nearest
+from cft_ray.grid.schema import Grid
+from cft_ray.grid.sections import CheckpointSource, Filter
+
+
+def check_references(grid: Grid) -> None:
+    """Raise the first mistake that only several sections together show.
+
+    Raises:
+        UserError: with file, path and line.
+    """
+    _once(grid, ("seeds",), grid.seeds)
+    _once(grid, ("strategies",), [choice.name for choice in grid.strategies])
+    _once(grid, ("evaluation", "benchmarks"), [choice.name for choice in grid.evaluation.benchmarks])
+    _once(grid, ("loggers",), [logger.name for logger in grid.loggers])
+    _once(grid, ("pairs",), [f"{pair.phase1}→{pair.phase2}" for pair in grid.pairs])
+    _check_datasets(grid)
+    for name in grid.models:
+        _check_model(grid, name)
+    _check_pairs(grid)
+    chosen_benchmarks(grid)
+    _check_resources(grid)
+    for section in ("include", "exclude"):
+        for index, item in enumerate(getattr(grid, section)):
+            _check_filter(grid, item, (section, index))
+
+
+def _once(grid: Grid, path: tuple[str | int, ...], names: Sequence[object]) -> None:
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise UserError(
+                f"{name!r} is named twice" if isinstance(name, str) else f"{name} is named twice",
+                where=grid.source.where((*path, index)),
+                fix="give each a name of its own" if path == ("strategies",) else "keep one of the two",
+            )
+
+
+def _check_datasets(grid: Grid) -> None:
+    for name, dataset in grid.datasets.items():
+        if dataset.english is not None:
+            _known(grid, dataset.english, grid.datasets, ("datasets", name, "english"), "data set")
+        for model, checkpoints in grid.models.items():
+            if name in checkpoints:
+                raise UserError(
+                    f"{name!r} is both a data set and a checkpoint of {model}, so a pair's phase1 could mean either",
+                    where=grid.source.where(("datasets", name)),
+                    fix="rename one of the two",
+                )
+
+
+def _check_model(grid: Grid, model: str) -> None:
+    checkpoints = grid.models[model]
+    if "base" not in checkpoints:
+        raise UserError(
+            f"{model} has no checkpoint `base`",
+            where=grid.source.where(("models", model)),
+            fix="name the model that phase 1 starts from: `base: {hub: …}`",
+        )
+    for name, checkpoint in checkpoints.items():
+        path = ("models", model, name)
+        if checkpoint.train is not None:
+            _known(grid, checkpoint.train.data, grid.datasets, (*path, "train", "data"), "data set")
+        _check_chain(grid, checkpoints, name, path)
+
+
+def _check_chain(grid: Grid, checkpoints: dict[str, CheckpointSource], name: str, path: tuple[str | int, ...]) -> None:
+    seen = [name]
+    while (start := checkpoints[seen[-1]].start) is not None:
+        _known(grid, start, checkpoints, (*path[:2], seen[-1], "start"), "checkpoint")
+        if start in seen:
+            raise UserError(
+                f"{' starts from '.join([*seen, start])}: a circle",
+                where=grid.source.where((*path, "start")),
+                fix="let one of them be hub, path or scratch",
+            )
+        seen.append(start)
+
+
+def _check_pairs(grid: Grid) -> None:
+    checkpoints = {name for model in grid.models.values() for name in model}
+    for index, pair in enumerate(grid.pairs):
+        if pair.phase1 not in grid.datasets and pair.phase1 not in checkpoints:
+            known = [*grid.datasets, *sorted(checkpoints)]
+            raise UserError(
+                f"phase 1 {pair.phase1!r} names neither a data set nor a checkpoint",
+                where=grid.source.where(("pairs", index, "phase1")),
+                fix=nearest(pair.phase1, known),
+            )
+        _known(grid, pair.phase2, grid.datasets, ("pairs", index, "phase2"), "data set")
+
+
+def _check_resources(grid: Grid) -> None:
+    most = grid.cluster.max_devices
+    for kind, resources in grid.resources.items():
+        need = resources.workers * resources.gpus
+        if most is not None and need > most:
+            raise UserError(
+                f"a {kind} stage asks for {need:g} devices ({resources.workers} workers of {resources.gpus:g}), "
+                f"but the cluster has at most {most}",
+                where=grid.source.where(("resources", kind)),
+                fix=f"ask for at most {most}, or raise cluster.max_devices",
+            )
+
+
+def _check_filter(grid: Grid, item: Filter, path: tuple[str | int, ...]) -> None:
+    known: dict[str, Iterable[str]] = {
+        "model": grid.models,
+        "phase1": [pair.phase1 for pair in grid.pairs],
+        "phase2": [pair.phase2 for pair in grid.pairs],
+        "strategy": [choice.name for choice in grid.strategies],
+        "seed": [str(seed) for seed in grid.seeds],
+    }
+    for field, names in known.items():
+        for value in getattr(item, field) or ():
+            text = str(value)
+            if not set(text) & set("*?["):
+                _known(grid, text, list(names), (*path, field), field)
+
+
+def _known(grid: Grid, name: str, known: Iterable[str], path: tuple[str | int, ...], noun: str) -> None:
+    if name not in known:
+        raise UserError(f"there is no {noun} {name!r}", where=grid.source.where(path), fix=nearest(name, list(known)))

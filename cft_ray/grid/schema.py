@@ -1,0 +1,90 @@
+"""The whole grid file, and reading it: YAML → checked `Grid`.
+
+Shorthands, defaults and references are settled here. What depends on a cell (merged training settings, swept values) is
+made by `cft_ray.grid.cells`.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, PrivateAttr, ValidationError
+
+from cft_ray.grid import sections as s
+from cft_ray.grid.problems import as_user_error
+from cft_ray.grid.settings import Settings, Template
+from cft_ray.grid.source import Source, parse, read
+
+
+class Grid(Settings):
+    """What to run: every model × pair × strategy × seed, and every value of a swept setting."""
+
+    name: s.Name = Field(description="what the results call this grid")
+    storage: s.StorageChoice = Field(description="where artifacts and tables lie")
+    seeds: list[int] = Field(default=[0], min_length=1, description="one cell each; data sets and given checkpoints use seed 0")
+    models: s.Models = Field(min_length=1, description="model -> checkpoint -> where it comes from; `base` is required")
+    datasets: s.Datasets = Field(min_length=1, description="data set -> where it comes from")
+    pairs: list[s.Pair] = Field(min_length=1, description="phase 1 and phase 2")
+    strategies: s.Strategies = Field(min_length=1, description="names, or mappings with `name`")
+    template: s.TemplateChoice = Field(
+        default=Template(name="alpaca"), description="how rows become text, where neither data set nor checkpoint says so"
+    )
+    training: s.TrainingSection = Field(
+        default_factory=dict,
+        description="of every training; `phase1` and `phase2` inside it change it for that phase, a strategy's own `training` "
+        "changes phase 2 further; a list of values is swept",
+    )
+    replay: s.SamplingOverrides = Field(default_factory=dict, description="how replay is sampled; a list of values is swept")
+    evaluation: s.Evaluation = Field(description="what is measured")
+    resources: dict[s.StageKind, s.StageResources] = Field(default_factory=dict, description="by kind of stage")
+    cluster: s.Cluster = Field(default=s.Cluster(), description="what it runs on, for admission and estimates")
+    loggers: s.Loggers = Field(
+        default_factory=list, description="further places for training curves: names, or mappings with `name` and options"
+    )
+    include: list[s.Filter] = Field(default_factory=list, description="only cells that match one of these; all if none")
+    exclude: list[s.Filter] = Field(default_factory=list, description="no cell that matches one of these")
+    max_parallel: int | None = Field(default=None, gt=0, description="most stages at once; none: as many as fit")
+
+    _source: Source = PrivateAttr(default_factory=lambda: Source("grid"))
+
+    @property
+    def source(self) -> Source:
+        """Names file and line of a path inside the grid."""
+        return self._source
+
+
+def load_grid(path: str | Path, sets: Sequence[str] = ()) -> Grid:
+    """Read and check a grid file; nothing is written.
+
+    Args:
+        path: of the YAML file.
+        sets: changes ``path=value`` (values in YAML, list items by index or name).
+
+    Raises:
+        UserError: whatever is wrong with the file, with its place in it.
+    """
+    return _checked(*read(path, sets))
+
+
+def grid_from_text(text: str, name: str = "grid", sets: Sequence[str] = ()) -> Grid:
+    """As `load_grid`, from YAML that is already in memory; ``name`` stands for the file in messages."""
+    return _checked(*parse(text, Source(name), sets))
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of a grid file, for editors."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | Grid.model_json_schema()
+
+
+def _checked(raw: dict[str, Any], source: Source) -> Grid:
+    from cft_ray.grid.cells import cells  # these read a Grid, so they cannot be imported before it exists
+    from cft_ray.grid.checks import check_references
+
+    try:
+        grid = Grid.model_validate(raw)
+    except ValidationError as error:
+        raise as_user_error(error, Grid, raw, source) from None
+    grid._source = source
+    check_references(grid)
+    cells(grid)
+    return grid

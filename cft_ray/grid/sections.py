@@ -1,0 +1,251 @@
+"""The sections of a grid file, as pydantic models: what may be written and what it means.
+
+They describe what a user writes, not what a stage obeys: shorthands (``strategies: [none]``, ``template: toy``) are
+unfolded here, values that are settled only later (overrides, swept lists) stay plain. References between sections
+are checked in `cft_ray.grid.checks`.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+
+from cft_ray.data.formats import FORMATS
+from cft_ray.grid.benchmarks import BENCHMARKS
+from cft_ray.grid.settings import ReplaySampling, ScratchModel, Settings, Template, TrainingSettings
+
+NAME = r"^[^\s/→*?\[\]=,:]+$"
+Name = Annotated[str, Field(pattern=NAME, max_length=100)]
+
+
+def _key(key: str) -> BeforeValidator:
+    """A bare value stands for a mapping with this key."""
+    return BeforeValidator(lambda value: {key: value} if isinstance(value, str | int) else value, json_schema_input_type=Any)
+
+
+def _named_template(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) and value not in ("task", "model") else value
+
+
+_template_word = BeforeValidator(_named_template, json_schema_input_type=Literal["task", "model"] | str | Template)
+
+
+def _listed(value: Any) -> Any:
+    return value if isinstance(value, list) else [value]
+
+
+class _Overrides:
+    """Metadata of a mapping that holds some of a model's settings; what it may hold is said in the JSON Schema."""
+
+    def __init__(self, model: type[Settings], *, swept: bool = False, phases: bool = False) -> None:
+        self.model, self.swept, self.phases = model, swept, phases
+
+    def __get_pydantic_json_schema__(self, core_schema: Any, handler: Any) -> dict[str, Any]:
+        properties: dict[str, Any] = {}
+        for name, schema in self.model.model_json_schema()["properties"].items():
+            plain = {key: value for key, value in schema.items() if key not in ("default", "description", "title")}
+            values = {"anyOf": [plain, {"type": "array", "items": plain, "minItems": 1}]} if self.swept else plain
+            properties[name] = {key: schema[key] for key in ("description", "title") if key in schema} | values
+        whole: dict[str, Any] = {"type": "object", "properties": properties, "additionalProperties": False}
+        if self.phases:
+            whole["properties"] = properties | {phase: {**whole, "properties": dict(properties)} for phase in PHASES}
+        return whole
+
+
+PHASES = ("phase1", "phase2")
+"""Keys inside `training` whose settings count for one phase only."""
+
+TemplateChoice = Annotated[Template, _key("name")]
+TrainingSection = Annotated[dict[str, Any], _Overrides(TrainingSettings, swept=True, phases=True)]
+TrainingOverrides = Annotated[dict[str, Any], _Overrides(TrainingSettings, swept=True)]
+PlainTrainingOverrides = Annotated[dict[str, Any], _Overrides(TrainingSettings)]
+SamplingOverrides = Annotated[dict[str, Any], _Overrides(ReplaySampling, swept=True)]
+
+
+class Storage(Settings):
+    """Where artifacts and tables lie."""
+
+    uri: str = Field(min_length=1, description="a folder, `s3://…` or `gs://…`; environment variables hold the credentials")
+
+
+class CheckpointTraining(Settings):
+    """How a checkpoint of a model is made."""
+
+    data: str = Field(description="a name among `datasets`")
+    training: PlainTrainingOverrides = Field(default_factory=dict, description="changes to the grid's `training`; not swept")
+
+
+class CheckpointSource(Settings):
+    """A checkpoint of a model: published (`hub`), local (`path`), or made here (`scratch` or `start`, with `train`)."""
+
+    hub: str | None = Field(default=None, description="Hugging Face model id")
+    revision: str | None = Field(default=None, description="commit, tag or branch of `hub`; a commit cannot move")
+    path: str | None = Field(default=None, description="folder or URI of a model in Hugging Face's form")
+    scratch: ScratchModel | None = Field(default=None, description="a small model, initialised at random; needs `train`")
+    start: str | None = Field(default=None, description="another checkpoint of this model to train on from; needs `train`")
+    train: CheckpointTraining | None = Field(default=None, description="the training that makes it")
+    template: TemplateChoice | None = Field(default=None, description="how this checkpoint is asked; none: the grid's")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "CheckpointSource":
+        origins = [name for name in ("hub", "path", "scratch", "start") if getattr(self, name) is not None]
+        if len(origins) != 1:
+            raise ValueError(f"give exactly one of hub, path, scratch, start, not {' and '.join(origins) or 'none of them'}")
+        if (self.train is not None) != (origins[0] in ("scratch", "start")):
+            raise ValueError("`train` goes with `scratch` and `start`, and only with them")
+        if self.revision is not None and self.hub is None:
+            raise ValueError("`revision` goes with `hub`")
+        return self
+
+
+class SizeHint(Settings):
+    """The size of a data set, for estimates where it is not known; changes no result."""
+
+    rows: int = Field(gt=0, description="rows of all languages together")
+    tokens_per_row: float | None = Field(default=None, gt=0, description="mean tokens of prompt and answer")
+
+
+class DatasetSource(Settings):
+    """A data set: from the hub, from files, from the toy world, or still to be supplied (`missing`)."""
+
+    hub: str | None = Field(default=None, description="Hugging Face data set id")
+    revision: str | None = Field(default=None, description="commit, tag or branch of `hub`; a commit cannot move")
+    config: str | None = Field(default=None, description="hub configuration name")
+    split: str = Field(default="train", description="hub split")
+    hub_files: str | None = Field(default=None, description="file pattern inside the hub repository; `{language}` and `*` allowed")
+    files: str | None = Field(default=None, description="path or URI of local files (parquet, json, jsonl, csv); `{language}` and `*` allowed")
+    toy: str | None = Field(default=None, description="name of a toy-world data set")
+    missing: str | None = Field(
+        default=None,
+        description="why it cannot be had as it is, and what to do: the grid can be planned, and runs once `files`, `hub` or "
+        "`toy` is given, e.g. by `--set datasets.NAME.files=…`",
+    )
+    languages: tuple[str, ...] = Field(min_length=1, description="ISO 639-1 codes, in the order in which they are read")
+    format: Literal["alpaca", "orca", "canonical"] | None = Field(default=None, description="what its columns are called")
+    columns: dict[str, str] | None = Field(default=None, description="instead of `format`: canonical column -> its column")
+    rows: int | None = Field(default=None, gt=0, description="rows kept per language, a seeded sample; all if none")
+    english: str | None = Field(default=None, description="its English counterpart among `datasets`, for replay")
+    template: TemplateChoice | None = Field(default=None, description="how its rows become text; none: the checkpoint's, else the grid's")
+    size_hint: SizeHint | None = None
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "DatasetSource":
+        origins = [name for name in ("hub", "files", "toy") if getattr(self, name) is not None]
+        if len(origins) > 1 or not origins and self.missing is None:
+            raise ValueError(f"give exactly one of hub, files, toy, not {' and '.join(origins) or 'none of them'}")
+        if self.hub is None and (self.revision or self.config or self.hub_files):
+            raise ValueError("`revision`, `config` and `hub_files` go with `hub`")
+        if self.toy is None and (self.format is None) == (self.columns is None):
+            raise ValueError(f"give either `format` ({', '.join(FORMATS)}) or `columns`")
+        if self.toy is not None and (self.format or self.columns):
+            raise ValueError("a toy data set has its own columns")
+        if self.columns is not None:
+            if unknown := set(self.columns) - set(FORMATS["canonical"]):
+                raise ValueError(f"unknown canonical column {min(unknown)!r}; known: {', '.join(FORMATS['canonical'])}")
+            if absent := {"instruction", "output"} - set(self.columns):
+                raise ValueError(f"`columns` must say where {min(absent)!r} is")
+        if len(set(self.languages)) < len(self.languages):
+            raise ValueError("a language is named twice")
+        return self
+
+
+class Pair(Settings):
+    """Phase 1 and Phase 2 of a cell."""
+
+    phase1: str = Field(description="a data set (the base is trained on it) or a checkpoint of the models (already trained)")
+    phase2: str = Field(description="a data set")
+
+
+class StrategyChoice(Settings):
+    """A mitigation: a registered one by its name, or a variant of one, or a class of your own."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: Name = Field(description="what the results call it")
+    use: str | None = Field(default=None, description="registered name or import path `package.module:Class`; none: `name`")
+    training: TrainingOverrides = Field(default_factory=dict, description="changes to the Phase 2 training, e.g. LoRA's rate")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The keys that belong to the strategy itself; lists are swept."""
+        return self.model_extra or {}
+
+
+class BenchmarkChoice(Settings):
+    """A benchmark by its name, possibly changed, or one declared in place (`ability`, `tasks`, `metric`)."""
+
+    name: Name = Field(description="what the results call it")
+    use: str | None = Field(default=None, description=f"a known benchmark ({', '.join(BENCHMARKS)}); none: `name`")
+    ability: Literal["TA", "LA"] | None = Field(default=None, description="task ability or language ability")
+    tasks: dict[str, str] | None = Field(default=None, description="language -> lm-evaluation-harness task or group")
+    metric: str | None = Field(default=None, description="harness metric shown in the results")
+    data: str | None = Field(default=None, description="toy-world data set that holds its items")
+    limit: int | None = Field(default=None, gt=0, description="items per task; none: the evaluation's limit")
+    generation: dict[str, Any] = Field(default_factory=dict, description="changes to how answers are generated")
+    template: TemplateChoice | None = Field(default=None, description="none: the evaluation's")
+
+
+class Evaluation(Settings):
+    """What is measured, of every model of the grid."""
+
+    benchmarks: list[Annotated[BenchmarkChoice, _key("name")]] = Field(min_length=1, description="names, or mappings with `name`")
+    limit: int | None = Field(default=None, gt=0, description="items per task; all if none")
+    backend: Literal["vllm", "hf"] = Field(default="vllm", description="the engine below lm-evaluation-harness")
+    generation: dict[str, Any] = Field(default_factory=dict, description="changes to how answers are generated, for all benchmarks")
+    template: Annotated[Literal["task", "model"] | Template, _template_word] = Field(
+        default="task",
+        description="how a prompt is wrapped. task: as the task gives it; model: in the words in which the model was "
+        "taught (a checkpoint's own template, where it has one); or a template for all",
+    )
+    evaluate_base: bool = Field(default=True, description="also score the base models (forward transfer needs it)")
+
+
+class StageResources(Settings):
+    """What a kind of stage is given; decides no result."""
+
+    workers: int = Field(default=1, gt=0, description="processes; a training's batch is split over them")
+    cpus: float = Field(default=1.0, gt=0, description="CPUs of each worker")
+    gpus: float = Field(default=0.0, ge=0, description="GPUs of each worker")
+
+
+class Cluster(Settings):
+    """What it runs on, for admission and estimates; decides no result."""
+
+    device: str | None = Field(default=None, description="accelerator, e.g. A100-80GB, H100, H200; none: estimates stay without time")
+    price_per_device_hour: float | None = Field(default=None, ge=0, description="what one device costs per hour")
+    currency: str = "USD"
+    max_devices: int | None = Field(default=None, gt=0, description="most devices that the cluster can have at once")
+    mfu: float = Field(default=0.4, gt=0, le=1, description="assumed share of the device's peak FLOP/s that training reaches")
+    characters_per_token: float = Field(default=4.0, gt=0, description="assumed, where only the characters of a data set are known")
+
+
+class Logger(Settings):
+    """A further place for training curves, beside the tables."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: Literal["tensorboard", "mlflow", "wandb"]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the logger is opened with, e.g. `tracking_uri`, `project`; credentials come from the environment."""
+        return self.model_extra or {}
+
+
+Values = Annotated[list[str | int], BeforeValidator(_listed, json_schema_input_type=str | int | list[str | int])]
+
+
+class Filter(Settings):
+    """Which cells: all of its fields must match, each by one of its values (`*`, `?` and `[…]` as in file names)."""
+
+    model: Values | None = None
+    phase1: Values | None = None
+    phase2: Values | None = None
+    strategy: Values | None = None
+    seed: Values | None = None
+    settings: dict[str, Any] = Field(default_factory=dict, description="swept setting (as in a cell's name) -> value or list")
+
+
+StageKind = Literal["dataset", "finetune", "replay", "drift", "evaluate"]
+Models = dict[Name, dict[Name, CheckpointSource]]
+Datasets = dict[Name, DatasetSource]
+Strategies = list[Annotated[StrategyChoice, _key("name")]]
+Loggers = list[Annotated[Logger, _key("name")]]
+StorageChoice = Annotated[Storage, _key("uri")]
