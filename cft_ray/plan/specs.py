@@ -5,11 +5,14 @@ the fingerprint is taken over. Fields marked with :func:`locator` say where some
 travel with the spec and are left out of the identity. Pure: no Ray, no torch.
 """
 
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from cft_ray.grid.settings import GenerationSettings, ReplaySampling, ScratchModel, Template, TrainingSettings
+from cft_ray.plan.fingerprint import canonical
 
 
 def locator(description: str, default: Any = None) -> Any:
@@ -23,10 +26,23 @@ class Spec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     kind: ClassVar[str]
     version: ClassVar[int] = 1
+    module: ClassVar[str | None] = None
+    """import path of the module whose ``run`` does the stage; None: ``cft_ray.stages.{kind}``"""
 
     def identity(self) -> dict[str, Any]:
         """The JSON of all fields that decide the result, nested specs included."""
         return _identity(self)
+
+    @cached_property
+    def canonical(self) -> str:
+        """The identity's canonical text; kept, because the stages of a large grid share few specs."""
+        return canonical(self.identity())
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """As pydantic's; what is kept of the original's identity does not go along."""
+        copy = super().model_copy(update=update, deep=deep)
+        copy.__dict__.pop("canonical", None)
+        return copy
 
 
 def _identity(value: Any) -> Any:

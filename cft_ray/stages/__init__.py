@@ -12,4 +12,4 @@ def runner(kind: str) -> Callable[[StageContext], dict[str, Any]]:
     """The ``run`` function of a stage kind; the module carries torch, vLLM … and is imported here."""
     if kind not in SPECS:
         raise ValueError(f"unknown stage kind {kind!r}")
-    return import_module(f"cft_ray.stages.{kind}").run
+    return import_module(SPECS[kind].module or f"cft_ray.stages.{kind}").run
