@@ -25,9 +25,26 @@ def fingerprint(kind: str, version: int, settings: Mapping[str, Any], inputs: Ma
     Raises:
         UserError: a setting has no stable form.
     """
-    body = {"kind": kind, "version": version, "settings": _stable(settings, "settings"), "inputs": dict(inputs)}
-    text = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return fingerprint_of(kind, version, canonical(settings), inputs)
+
+
+def fingerprint_of(kind: str, version: int, settings: str, inputs: Mapping[str, str]) -> str:
+    """As `fingerprint`, for settings that are in canonical form already: many stages share them."""
+    body = f'{{"inputs":{_dump(dict(inputs))},"kind":{_dump(kind)},"settings":{settings},"version":{version:d}}}'
+    return hashlib.sha256(body.encode()).hexdigest()
+
+
+def canonical(settings: Mapping[str, Any]) -> str:
+    """The one JSON text of these settings.
+
+    Raises:
+        UserError: a setting has no stable form.
+    """
+    return _dump(_stable(settings, "settings"))
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def _stable(value: Any, where: str) -> Any:

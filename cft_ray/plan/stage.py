@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from cft_ray.plan.fingerprint import fingerprint
+from cft_ray.plan.fingerprint import fingerprint_of
 from cft_ray.plan.specs import SPECS, Spec
 
 
@@ -50,7 +50,7 @@ class Stage:
     @cached_property
     def fingerprint(self) -> str:
         """64 hexadecimal digits; see `cft_ray.plan.fingerprint`."""
-        return fingerprint(self.kind, self.spec.version, self.spec.identity(), self.inputs)
+        return fingerprint_of(self.kind, self.spec.version, self.spec.canonical, self.inputs)
 
     def to_json(self) -> dict[str, Any]:
         """Everything needed to rebuild the stage in another process, as plain JSON values."""
