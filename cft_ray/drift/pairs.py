@@ -1,0 +1,103 @@
+"""Which tensor of one model is compared with which of the other, and how its rows split into heads. Pure.
+
+Models tuned from one base have the same tensors, with two exceptions. A tied output layer is stored or not as the saver
+pleased: where one side lacks it and ties it, the embedding stands in. And a tuned model may have a larger vocabulary:
+of embedding and output layer, the rows that both have are compared, and the others are counted.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cft_ray.drift.heads import HeadCounts, HeadSlice, decoder_layer, head_slices
+from cft_ray.drift.weights import StoredModel, StoredTensor
+from cft_ray.errors import UserError
+
+_OUTPUT, _EMBEDDING = "lm_head.weight", "embed_tokens.weight"
+
+
+@dataclass(frozen=True)
+class TensorPair:
+    """Two tensors of the same width, and the rows that are compared."""
+
+    name: str
+    left: StoredTensor
+    right: StoredTensor
+    rows: int
+    """product of all dimensions but the last; 1 for a vector"""
+    columns: int
+    heads: tuple[HeadSlice, ...] = ()
+    """ascending and covering all rows; empty where the tensor has no heads, or they are not known"""
+    rows_left_out: int = 0
+    """rows that only one side has"""
+
+    @property
+    def layer(self) -> int | None:
+        """Decoder block; None for embeddings and the like."""
+        return decoder_layer(self.name)
+
+    @property
+    def projection(self) -> str:
+        """The module's short name: q for ``…self_attn.q_proj.weight``, input_layernorm, embed_tokens."""
+        parts = self.name.split(".")
+        module = parts[-2] if len(parts) > 1 and parts[-1] in ("weight", "bias") else parts[-1]
+        return module.removesuffix("_proj")
+
+
+def pair_tensors(left: StoredModel, right: StoredModel) -> list[TensorPair]:
+    """The tensors of two models by name, in the order of the left model's files.
+
+    Raises:
+        UserError: a tensor that only one model has, or two of different shapes.
+    """
+    ours, theirs = _completed(left, right), _completed(right, left)
+    for model, own, other in ((left, theirs, ours), (right, ours, theirs)):
+        if missing := [name for name in own if name not in other]:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise UserError(
+                f"lacks the tensor {missing[0]}{more}, which the other model has",
+                where=str(model.folder),
+                fix="compare two models of one architecture",
+            )
+    if not ours:
+        raise UserError("holds no tensors", where=str(left.folder))
+    counts = HeadCounts.of(left.config)
+    return [_pair(name, tensor, theirs[name], left, right, counts) for name, tensor in ours.items()]
+
+
+def _completed(model: StoredModel, other: StoredModel) -> Mapping[str, StoredTensor]:
+    tensors = dict(model.tensors)
+    if _OUTPUT in other.tensors and _OUTPUT not in tensors and _text(model.config).get("tie_word_embeddings"):
+        for name, tensor in model.tensors.items():
+            if name.endswith(_EMBEDDING):
+                tensors[_OUTPUT] = tensor
+    return tensors
+
+
+def _pair(
+    name: str, ours: StoredTensor, theirs: StoredTensor, left: StoredModel, right: StoredModel, counts: HeadCounts | None
+) -> TensorPair:
+    rows, columns = _flat(ours.shape)
+    if ours.shape == theirs.shape:
+        return TensorPair(name, ours, theirs, rows, columns, tuple(head_slices(name, rows, counts)))
+    other_rows, other_columns = _flat(theirs.shape)
+    if columns == other_columns and name.endswith((_OUTPUT, _EMBEDDING)):
+        shared = min(rows, other_rows)
+        return TensorPair(name, ours, theirs, shared, columns, rows_left_out=max(rows, other_rows) - shared)
+    raise UserError(
+        f"tensor {name} is {list(ours.shape)} in one model and {list(theirs.shape)} in the other",
+        where=f"{left.folder} and {right.folder}",
+        fix="compare two models of one architecture",
+    )
+
+
+def _flat(shape: tuple[int, ...]) -> tuple[int, int]:
+    columns = shape[-1] if shape else 1
+    rows = 1
+    for size in shape[:-1]:
+        rows *= size
+    return rows, columns
+
+
+def _text(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    return config.get("text_config") or config

@@ -1,0 +1,72 @@
+"""The `drift` stage: norms of the difference of two models, a tensor, a head, a layer and in all.
+
+Reads `left` and `right` (artifacts or named checkpoints). Writes ``tensors.parquet``, ``heads.parquet`` (what LF_H2
+chooses by) and ``tables/similarity.parquet``. Under Ray the reading is a task with the stage's resources, wherever that
+finds room; its tables are small and come back to the driver.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import ray
+from ray.exceptions import RayTaskError
+
+from cft_ray.drift.measure import Drift, measure_drift
+from cft_ray.errors import UserError
+from cft_ray.metrics.schemas import table_of
+from cft_ray.plan.specs import DriftSpec
+from cft_ray.plan.stage import Stage
+from cft_ray.stages.context import StageContext
+
+
+def run(context: StageContext) -> dict[str, Any]:
+    """Compare the two models.
+
+    Returns:
+        ``tensors``, ``parameters``, ``rows_left_out``, ``mpd``, ``rms``, ``l2``, ``max_abs``.
+
+    Raises:
+        UserError: the models cannot be compared; see `cft_ray.drift.measure.measure_drift`.
+    """
+    drift = _as_task(context) if ray.is_initialized() else compare(context)
+    left, right = (_name(context.stage, role) for role in ("left", "right"))
+    (context.output / "tables").mkdir()
+    pq.write_table(drift.tensors, context.output / "tensors.parquet")
+    pq.write_table(drift.heads, context.output / "heads.parquet")
+    similarity = table_of("similarity", drift.similarity(left, right))
+    pq.write_table(similarity, context.output / "tables" / "similarity.parquet")
+    return drift.summary
+
+
+def compare(context: StageContext) -> Drift:
+    """The measurement itself, in this process, with a thread for each of the stage's CPUs."""
+    return measure_drift(
+        Path(context.model("left")),
+        Path(context.model("right")),
+        threads=max(1, int(context.stage.resources.cpus)),
+        progress=lambda done, total: context.progress(done=done, total=total, unit="parameters"),
+    )
+
+
+def _as_task(context: StageContext) -> Drift:
+    resources = context.stage.resources
+    # Retrying is the run's business, which counts attempts.
+    task = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=0)(compare)
+    try:
+        return ray.get(task.remote(context))
+    except RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from None
+        raise
+
+
+def _name(stage: Stage, role: str) -> str:
+    """What the similarity table calls a side: the fingerprint of the training, or the checkpoint's id or digest."""
+    if role in stage.inputs:
+        return stage.inputs[role]
+    assert isinstance(stage.spec, DriftSpec)
+    checkpoint = stage.spec.checkpoints[role]
+    if checkpoint.hub:
+        return f"{checkpoint.hub}@{checkpoint.revision}" if checkpoint.revision else checkpoint.hub
+    return checkpoint.digest or str(checkpoint.path)
