@@ -196,11 +196,24 @@ def table_of(name: str, rows: Iterable[Mapping[str, Any]] | pa.Table) -> pa.Tabl
     schema = body_schema(name)
     table: Any = rows if isinstance(rows, pa.Table) else _gathered(name, schema, list(rows))
     _check_columns(name, schema, table.column_names, "the table")
-    columns = [
-        _cast(name, field, table[field.name]) if field.name in table.column_names else pa.nulls(table.num_rows, field.type)
-        for field in schema
+    return conform(name, table, schema.names)
+
+
+def conform(name: str, table: pa.Table, columns: list[str]) -> pa.Table:
+    """Columns of a stored table in their right types; a nullable column that an older file lacks is null.
+
+    Raises:
+        UserError: a required column is absent or has nulls, or a column has another type.
+    """
+    fields = [SCHEMAS[name].field(column) for column in columns]
+    for field in fields:
+        if not field.nullable and field.name not in table.column_names:
+            raise UserError(f"the column {field.name!r} is absent", where=f"table {name}", fix=described(field))
+    there = table.column_names
+    arrays = [
+        _cast(name, field, table[field.name]) if field.name in there else pa.nulls(table.num_rows, field.type) for field in fields
     ]
-    return pa.Table.from_arrays(columns, schema=schema)
+    return pa.Table.from_arrays(arrays, schema=pa.schema(fields, metadata=SCHEMAS[name].metadata))
 
 
 def keyed(table: pa.Table, *, fingerprint: str, attempt: int, sequence: int) -> pa.Table:
