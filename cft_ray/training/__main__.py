@@ -1,0 +1,29 @@
+"""``torchrun --nproc-per-node N -m cft_ray.training job.json``: a training without Ray."""
+
+import json
+import sys
+from pathlib import Path
+
+from torch import distributed
+
+from cft_ray.errors import StageFailed, UserError
+from cft_ray.training.job import Job
+from cft_ray.training.loop import train
+
+
+def main() -> int:
+    """Train the job named on the command line; exit code 0, 1 (the training failed) or 2 (the user can mend it)."""
+    job = Job.read(Path(sys.argv[1]))
+    try:
+        train(job, lambda row, steps: print(json.dumps({**row, "steps": steps}), flush=True))  # noqa: T201
+    except (UserError, StageFailed) as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        return 2 if isinstance(error, UserError) else 1
+    finally:
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,117 @@
+"""The finished model as a plain Hugging Face folder, gathered parameter by parameter, then read back and compared.
+
+At no time is more than one whole parameter held beside the shard that is being written.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from deepspeed.runtime.zero import GatheredParameters
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import distributed, nn
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from cft_ray.errors import StageFailed
+
+SHARD_BYTES = 2 * 2**30
+INDEX = "model.safetensors.index.json"
+
+
+def gathered_parameters(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, whole tensor) of every parameter, one gathered at a time; every rank iterates.
+
+    Tied parameters come once. A tensor is valid until the next one is asked for, and is not to be changed.
+    """
+    for name, parameter in model.named_parameters():
+        with GatheredParameters([parameter]):
+            yield name, parameter.detach()
+
+
+def write(
+    weights: Iterable[tuple[str, torch.Tensor]], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path
+) -> None:
+    """Write a model; every rank calls it, rank 0 writes.
+
+    Args:
+        weights: names as the Hugging Face model has them, and whole tensors.
+        model: gives configuration and generation configuration.
+        tokenizer: written beside it, chat template included.
+        folder: appears only when it is complete and what is in it has been compared with what was written.
+
+    Raises:
+        StageFailed: a file does not hold what was written into it; every rank raises.
+    """
+    leader = distributed.get_rank() == 0
+    partial = folder.with_name(f".{folder.name}.partial")
+    if leader:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    digests: dict[str, str] = {}
+    homes: dict[str, str] = {}
+    shard: dict[str, torch.Tensor] = {}
+    size = total = 0
+    for name, gathered in weights:
+        if not leader:
+            continue
+        tensor = gathered.cpu().contiguous().clone()
+        if shard and size + tensor.nbytes > SHARD_BYTES:
+            _flush(partial, shard, homes)
+            shard, size = {}, 0
+        shard[name] = tensor
+        digests[name] = _digest(tensor)
+        size, total = size + tensor.nbytes, total + tensor.nbytes
+    problem: list[str | None] = [None]
+    if leader:
+        _flush(partial, shard, homes)
+        _finish(partial, homes, total)
+        model.config.save_pretrained(partial)
+        (model.generation_config or GenerationConfig.from_model_config(model.config)).save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        problem = [_compare(partial, digests)]
+    distributed.broadcast_object_list(problem, src=0)
+    if problem[0]:
+        raise StageFailed(problem[0])
+    if leader:
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.replace(folder)
+
+
+def _flush(folder: Path, shard: dict[str, torch.Tensor], homes: dict[str, str]) -> None:
+    name = f"part-{len(set(homes.values())) + 1:05d}.safetensors"
+    save_file(shard, folder / name, metadata={"format": "pt"})
+    homes.update(dict.fromkeys(shard, name))
+
+
+def _finish(folder: Path, homes: dict[str, str], total: int) -> None:
+    """Names that Hugging Face expects, now that the number of shards is known."""
+    parts = sorted(set(homes.values()))
+    if len(parts) == 1:
+        (folder / parts[0]).rename(folder / "model.safetensors")
+        return
+    names = {part: f"model-{index:05d}-of-{len(parts):05d}.safetensors" for index, part in enumerate(parts, 1)}
+    for part, name in names.items():
+        (folder / part).rename(folder / name)
+    index = {"metadata": {"total_size": total}, "weight_map": {weight: names[part] for weight, part in homes.items()}}
+    (folder / INDEX).write_text(json.dumps(index, indent=2))
+
+
+def _compare(folder: Path, digests: dict[str, str]) -> str | None:
+    """What is wrong with the files, if anything."""
+    unseen = set(digests)
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as weights:
+            for name in weights.keys():  # noqa: SIM118 - not a mapping
+                if digests.get(name) != _digest(weights.get_tensor(name)):
+                    return f"{path.name}: {name} reads back differently from what was written"
+                unseen.discard(name)
+    return f"not in the files: {', '.join(sorted(unseen)[:5])}" if unseen else None
+
+
+def _digest(tensor: torch.Tensor) -> str:
+    raw = tensor.contiguous().flatten().view(torch.uint8).numpy()
+    return hashlib.blake2b(memoryview(raw)).hexdigest()

@@ -1,0 +1,236 @@
+"""The training loop. An optimizer step is a function of the global batch alone.
+
+The loss is the sum over target tokens, divided by the number of target tokens of the global batch over all ranks and
+micro-batches. That number is known to every rank beforehand, since each knows the whole order; one number, the loss, is
+all that the ranks exchange beside gradients.
+"""
+
+import math
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from torch import distributed
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations.deepspeed import HfDeepSpeedConfig
+
+from cft_ray.errors import StageFailed, UserError
+from cft_ray.metrics.schemas import table_of
+from cft_ray.strategies.base import Strategy
+from cft_ray.training import attention, engine, export, hardware, loggers, model
+from cft_ray.training.checkpoint import Checkpoints, Progress
+from cft_ray.training.collate import MicroBatch, collate
+from cft_ray.training.examples import Examples, RowCounts, encode
+from cft_ray.training.job import Job
+from cft_ray.training.loss import SummedLoss
+from cft_ray.training.order import SampleOrder, deal
+from cft_ray.training.schedule import learning_rate
+
+OnStep = Callable[[dict[str, Any], int], None]
+"""(step row, steps of the whole training); called on rank 0 after each optimizer step"""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a training came to; the same on every rank."""
+
+    steps: int
+    tokens: int
+    samples: int
+    counts: RowCounts
+    loss_first: float
+    loss_last: float
+    trainable_fraction: float
+    facts: dict[str, Any]
+    rows: list[dict[str, Any]]
+    """step records; on rank 0"""
+    resumed_at: int
+    """steps that had been done before this process began"""
+
+
+def train(job: Job, on_step: OnStep | None = None) -> Summary:
+    """Train, from the newest checkpoint if there is one, and export; every rank calls it.
+
+    Args:
+        job: the same on every rank.
+        on_step: called on rank 0.
+
+    Raises:
+        UserError: the rows, the model or the settings cannot be trained with (on every rank alike).
+        StageFailed: the loss is not finite, or the exported files are wrong (on every rank alike).
+    """
+    rank, ranks = engine.join()
+    settings = job.training
+    tokenizer = AutoTokenizer.from_pretrained(job.model, local_files_only=True)
+    examples = _examples(job, tokenizer)
+    order = SampleOrder(examples.lengths, settings, job.seed)
+    torch.manual_seed(job.seed)
+
+    zero = HfDeepSpeedConfig(
+        engine.configuration(settings, ranks)
+    )  # alive until the model is loaded: from_pretrained looks for it
+    dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
+    causal = model.load(job.model, dtype=dtype, attention=attention.NAME if settings.padding == "free" else "sdpa")
+    del partitioning
+    if settings.gradient_checkpointing:
+        causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        causal.enable_input_require_grads()
+    strategy = _strategy(job)
+    whole = _numbers(causal)
+    prepared = strategy.prepare(causal, {role: Path(path) for role, path in job.inputs.items()}, job.seed)
+    facts = strategy.facts(prepared)
+    deep = engine.initialise(SummedLoss(prepared, causal), settings, ranks)
+    trained = sum(_size(parameter) for parameter in prepared.parameters() if parameter.requires_grad)
+
+    checkpoints = Checkpoints(job.checkpoints, Path(job.scratch) / "shards")
+    progress = Progress(step=0, tokens=0, samples=0, rows=[], identity=job.fingerprint)
+    if (latest := checkpoints.latest()) is not None:
+        progress = checkpoints.load(deep, latest, job.fingerprint)
+    resumed_at = progress.step
+
+    listeners = loggers.build(job.loggers, job.fingerprint or Path(job.output).name) if rank == 0 else []
+    pace = _Pace(causal, examples, whole, ranks)
+    deep.train()
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    for step in range(progress.step, order.steps):
+        row = _step(deep, examples, order, settings, step, pad_id, pace)
+        progress = Progress(
+            step + 1, progress.tokens + row["tokens"], progress.samples + row["samples"], [*progress.rows, row], job.fingerprint
+        )
+        if rank == 0:
+            for listener in listeners:
+                listener(row)
+            if on_step:
+                on_step(row, order.steps)
+        if settings.checkpoint_every and progress.step % settings.checkpoint_every == 0 and progress.step < order.steps:
+            checkpoints.save(deep, progress)
+            pace.restart()
+
+    output = Path(job.output)
+    export.write(strategy.exported(prepared), causal, tokenizer, output / "model")
+    if rank == 0:
+        (output / "tables").mkdir(parents=True, exist_ok=True)
+        pq.write_table(table_of("steps", progress.rows), output / "tables" / "steps.parquet")
+    distributed.barrier()
+    return Summary(
+        steps=order.steps,
+        tokens=progress.tokens,
+        samples=progress.samples,
+        counts=examples.counts,
+        loss_first=progress.rows[0]["loss"],
+        loss_last=progress.rows[-1]["loss"],
+        trainable_fraction=trained / whole,
+        facts=facts,
+        rows=progress.rows,
+        resumed_at=resumed_at,
+    )
+
+
+def _step(
+    deep: Any, examples: Examples, order: SampleOrder, settings: Any, step: int, pad_id: int, pace: "_Pace"
+) -> dict[str, Any]:
+    """One optimizer step; its record."""
+    rank, ranks = distributed.get_rank(), distributed.get_world_size()
+    samples = order.batch(step)
+    lengths = examples.lengths[samples].tolist()
+    targets = int(examples.targets[samples].sum())
+    mine = deal(lengths, ranks, settings.micro_batch_tokens, padded=settings.padding == "padded")[rank]
+    lr = learning_rate(settings, step, order.steps)
+    for group in deep.optimizer.param_groups:
+        group["lr"] = lr
+    total = torch.zeros((), dtype=torch.float64, device=deep.device)
+    for places in mine:
+        batch: MicroBatch = collate(examples, [samples[place] for place in places], padding=settings.padding, pad_id=pad_id)
+        loss = deep(batch.to(deep.device)) / targets
+        deep.backward(loss * ranks, scale_wrt_gas=False)  # DeepSpeed divides the sum over ranks by their number
+        total += loss.detach()
+    distributed.all_reduce(total)
+    if not math.isfinite(value := float(total)):
+        raise StageFailed(f"the loss of step {step + 1} is {value}: lower training.learning_rate, or look at the rows")
+    deep.step()
+    norm = deep.get_global_grad_norm()
+    tokens = sum(lengths)
+    return {
+        "step": step + 1,
+        "epoch": order.epoch(step),
+        "loss": value,
+        "lr": lr,
+        "grad_norm": float(norm) if norm is not None else math.nan,
+        "tokens": tokens,
+        "target_tokens": targets,
+        "samples": len(samples),
+        **pace.lap(tokens),
+    }
+
+
+class _Pace:
+    """Speed and memory of each step."""
+
+    def __init__(self, causal: PreTrainedModel, examples: Examples, parameters: int, ranks: int) -> None:
+        device = engine.device()
+        embedding = causal.get_input_embeddings().weight
+        config = causal.config.get_text_config()
+        lengths = examples.lengths.astype(np.float64)
+        self._device = device
+        self._flops = hardware.flops_per_token(
+            parameters - _size(embedding), config.num_hidden_layers, config.hidden_size, float((lengths**2).sum() / lengths.sum())
+        )
+        self._peak = hardware.peak_flops(device) * ranks
+        self.restart()
+
+    def restart(self) -> None:
+        """Count from now."""
+        self._since = time.perf_counter()
+
+    def lap(self, tokens: int) -> dict[str, Any]:
+        """Columns of the step that ends now."""
+        now = time.perf_counter()
+        seconds = now - self._since
+        self._since = now
+        speed = tokens / seconds
+        return {
+            "seconds": seconds,
+            "tokens_per_s": speed,
+            "mfu": speed * self._flops / self._peak if self._peak else 0.0,
+            "peak_memory": hardware.peak_memory(self._device),
+        }
+
+
+def _examples(job: Job, tokenizer: PreTrainedTokenizerBase) -> Examples:
+    """Encoded rows: one rank of each machine encodes, the others map what it wrote."""
+    folder = Path(job.scratch) / "examples"
+    problem: UserError | None = None
+    if engine.is_first_of_machine():
+        try:
+            shutil.rmtree(folder, ignore_errors=True)
+            encode(pq.read_table(job.rows), job.template, tokenizer, job.training, where=job.rows).save(folder)
+        except UserError as error:
+            problem = error
+    problems: list[UserError | None] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(problems, problem)
+    for error in problems:
+        if error is not None:
+            raise error
+    return Examples.load(folder)
+
+
+def _strategy(job: Job) -> Strategy:
+    if job.strategy is None:
+        return Strategy()
+    from cft_ray.strategies import load
+
+    return load(job.strategy)
+
+
+def _size(parameter: torch.nn.Parameter) -> int:
+    return getattr(parameter, "ds_numel", parameter.numel())
+
+
+def _numbers(module: torch.nn.Module) -> int:
+    return sum(_size(parameter) for parameter in module.parameters())
