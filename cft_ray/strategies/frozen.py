@@ -49,7 +49,7 @@ def freeze_heads(model: torch.nn.Module, choose: Callable[[HeadSlice], bool]) ->
     counts = HeadCounts.of(model.config.to_dict())  # type: ignore[union-attr, operator]
     known = False
     for name, parameter in model.named_parameters():
-        rows = _shape(parameter)[0] if _shape(parameter) else 0
+        rows = _rows(parameter)
         slices = head_slices(name, rows, counts)
         known = known or bool(slices)
         if frozen := _merged([(part.start, part.stop) for part in slices if choose(part)]):
@@ -61,36 +61,35 @@ def freeze_heads(model: torch.nn.Module, choose: Callable[[HeadSlice], bool]) ->
         )
 
 
+def fractions(model: torch.nn.Module) -> dict[str, float]:
+    """``frozen_fraction`` and ``trainable_fraction`` of a prepared model's parameters, tied ones counted once."""
+    total = frozen = 0
+    for _, parameter in model.named_parameters():
+        shape = _shape(parameter)
+        total += shape.numel()
+        frozen += sum(stop - start for start, stop in frozen_rows(parameter)) * shape[1:].numel()
+    return {"frozen_fraction": frozen / total, "trainable_fraction": 1 - frozen / total}
+
+
 def frozen_facts(model: torch.nn.Module) -> dict[str, Any]:
     """What is frozen in a prepared model.
 
     Returns:
-        ``frozen_fraction`` and ``trainable_fraction`` of the parameters (counted once where tied), ``frozen_blocks``
-        (decoder blocks frozen whole) and ``frozen_heads`` (``{"q": {head: [layers]}, …}``, text keys).
+        `fractions`, ``frozen_blocks`` (numbers of the decoder blocks that are frozen whole) and ``frozen_heads``
+        (``{"q": {head: [layers]}, …}`` outside of those, heads as text).
     """
-    total = frozen = 0
     blocks: dict[int, bool] = {}
     for name, parameter in model.named_parameters():
-        shape = _shape(parameter)
-        size = shape.numel()
-        rows = frozen_rows(parameter)
-        total += size
-        frozen += sum(stop - start for start, stop in rows) * (size // shape[0]) if rows else 0
         if (layer := decoder_layer(name)) is not None:
             blocks[layer] = blocks.get(layer, True) and not parameter.requires_grad
     whole = [layer for layer in sorted(blocks) if blocks[layer]]
-    return {
-        "frozen_fraction": frozen / total,
-        "trainable_fraction": 1 - frozen / total,
-        "frozen_blocks": whole,
-        "frozen_heads": _frozen_heads(model, set(whole)),
-    }
+    return {**fractions(model), "frozen_blocks": whole, "frozen_heads": _frozen_heads(model, set(whole))}
 
 
 def frozen_rows(parameter: torch.nn.Parameter) -> Rows:
     """The rows of a parameter that do not train: all of them where it needs no gradient."""
     if not parameter.requires_grad:
-        return ((0, _shape(parameter)[0]),)
+        return ((0, _rows(parameter)),)
     return getattr(parameter, "frozen_rows", ())
 
 
@@ -100,7 +99,7 @@ def _frozen_heads(model: torch.nn.Module, blocks: set[int]) -> dict[str, dict[st
     for name, parameter in model.named_parameters():
         if not name.endswith("weight") or not (rows := frozen_rows(parameter)):
             continue
-        for part in head_slices(name, _shape(parameter)[0], counts):
+        for part in head_slices(name, _rows(parameter), counts):
             if part.layer not in blocks and any(start <= part.start and part.stop <= stop for start, stop in rows):
                 heads.setdefault(part.projection, {}).setdefault(str(part.head), []).append(part.layer)
     return heads
@@ -134,3 +133,8 @@ def _merged(slices: list[tuple[int, int]]) -> Rows:
 def _shape(parameter: torch.nn.Parameter) -> torch.Size:
     """The whole shape, also of a parameter that ZeRO-3 has partitioned (its own is then empty)."""
     return getattr(parameter, "ds_shape", parameter.shape)
+
+
+def _rows(parameter: torch.nn.Parameter) -> int:
+    shape = _shape(parameter)
+    return shape[0] if shape else 1

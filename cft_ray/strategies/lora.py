@@ -5,9 +5,19 @@ LoRA to learn; the grid's entry sets `training.learning_rate` beside these setti
 weights are in the model that is trained, frozen, and not held beside it.
 """
 
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 from pydantic import Field
 
+from cft_ray.errors import UserError
 from cft_ray.strategies.base import Strategy
+
+if TYPE_CHECKING:
+    import torch
+
+_ADAPTER = "default"
 
 
 class LowRank(Strategy):
@@ -21,3 +31,61 @@ class LowRank(Strategy):
         min_length=1,
         description="last part of the names of the linear layers that are adapted",
     )
+
+    def prepare(self, model: "torch.nn.Module", inputs: Mapping[str, Path], seed: int) -> "torch.nn.Module":
+        """Add A (random, by ``seed``) and B (zero) to the target modules and freeze everything else.
+
+        Raises:
+            UserError: a target module that the model lacks.
+        """
+        import torch
+        from peft import LoraConfig, inject_adapter_in_model
+
+        present = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+        if missing := sorted(set(self.target_modules) - present):
+            raise UserError(
+                f"{type(model).__name__} has no linear layers named {', '.join(missing)}",
+                where="LoRA: target_modules",
+                fix=f"use some of {', '.join(sorted(present))}",
+            )
+        config = LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,  # type: ignore[arg-type]  # peft divides it by the rank; a fraction is as good
+            lora_dropout=self.dropout,
+            target_modules=list(self.target_modules),
+        )
+        with torch.random.fork_rng(devices=[]):  # adapters are made on the CPU
+            torch.manual_seed(seed)
+            return inject_adapter_in_model(config, model, _ADAPTER)
+
+    def exported(self, model: "torch.nn.Module") -> "Iterator[tuple[str, torch.Tensor]]":
+        """Every weight under its Hugging Face name, with (alpha / rank)·B·A added where there is an adapter.
+
+        The sum is taken in float32 and rounded once to the weights' type.
+        """
+        from deepspeed.runtime.zero import GatheredParameters
+        from peft.tuners.lora import LoraLayer
+
+        adapted: dict[str, Any] = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+        for name, parameter in model.named_parameters():
+            owner, inside, kind = name.partition(".base_layer.")
+            if ".lora_A." in name or ".lora_B." in name:
+                continue
+            if not (inside and kind == "weight"):
+                with GatheredParameters([parameter]):
+                    yield (f"{owner}.{kind}" if inside else name), parameter.detach()
+                continue
+            layer = adapted[owner]
+            a, b = layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight
+            with GatheredParameters([parameter, a, b]):
+                change = layer.scaling[_ADAPTER] * (b.detach().float() @ a.detach().float())
+                yield f"{owner}.weight", (parameter.detach().float() + change).to(parameter.dtype)
+
+    def facts(self, model: "torch.nn.Module") -> dict[str, Any]:
+        """Number of adapted layers, and the fractions of frozen and trainable parameters (adapters among them)."""
+        from peft.tuners.lora import LoraLayer
+
+        from cft_ray.strategies.frozen import fractions
+
+        adapted = sum(isinstance(module, LoraLayer) for module in model.modules())
+        return {"adapted_layers": adapted, **fractions(model)}
