@@ -25,6 +25,8 @@ class StageContext(Protocol):
     """Folder or URI `{storage}/checkpoints/{fingerprint}` for mid-run state; removed when the artifact exists."""
     attempt: int
     """1 for the first run of this fingerprint, and so on; kept over processes."""
+    loggers: tuple[dict[str, Any], ...]
+    """What the grid's `loggers` ask for (see `cft_ray.training.loggers`); not identity."""
 
     def input(self, role: str) -> Path:
         """Local folder of the artifact of that role; verified."""

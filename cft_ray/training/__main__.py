@@ -1,4 +1,4 @@
-"""``torchrun --nproc-per-node N -m cft_ray.training job.json``: a training without Ray."""
+"""``torchrun --nproc-per-node N -m cft_ray.training job.json …``: trainings without Ray, one after the other."""
 
 import json
 import sys
@@ -12,10 +12,10 @@ from cft_ray.training.loop import train
 
 
 def main() -> int:
-    """Train the job named on the command line; exit code 0, 1 (the training failed) or 2 (the user can mend it)."""
-    job = Job.read(Path(sys.argv[1]))
+    """Train the jobs named on the command line; exit code 0, 1 (a training failed) or 2 (the user can mend it)."""
     try:
-        train(job, lambda row, steps: print(json.dumps({**row, "steps": steps}), flush=True))  # noqa: T201
+        for path in sys.argv[1:]:
+            train(Job.read(Path(path)), lambda row, steps: print(json.dumps({**row, "steps": steps}), flush=True))  # noqa: T201
     except (UserError, StageFailed) as error:
         print(error, file=sys.stderr)  # noqa: T201
         return 2 if isinstance(error, UserError) else 1

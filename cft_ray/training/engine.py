@@ -114,5 +114,6 @@ def initialise(module: nn.Module, settings: TrainingSettings, ranks: int) -> Any
             fix="set it to 0 with strategies that freeze slices of a tensor",
         )
     config = configuration(settings, ranks)
-    engine, *_ = deepspeed.initialize(model=module, model_parameters=trainable, config=config)
+    parameters: Any = trainable  # DeepSpeed's annotation says Module
+    engine, *_ = deepspeed.initialize(model=module, model_parameters=parameters, config=config)
     return engine

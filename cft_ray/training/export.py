@@ -8,6 +8,7 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from deepspeed.runtime.zero import GatheredParameters
@@ -113,5 +114,5 @@ def _compare(folder: Path, digests: dict[str, str]) -> str | None:
 
 
 def _digest(tensor: torch.Tensor) -> str:
-    raw = tensor.contiguous().flatten().view(torch.uint8).numpy()
-    return hashlib.blake2b(memoryview(raw)).hexdigest()
+    raw: Any = tensor.contiguous().flatten().view(torch.uint8).numpy()  # a buffer, which its annotation does not say
+    return hashlib.blake2b(raw).hexdigest()

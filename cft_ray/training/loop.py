@@ -72,9 +72,7 @@ def train(job: Job, on_step: OnStep | None = None) -> Summary:
     order = SampleOrder(examples.lengths, settings, job.seed)
     torch.manual_seed(job.seed)
 
-    zero = HfDeepSpeedConfig(
-        engine.configuration(settings, ranks)
-    )  # alive until the model is loaded: from_pretrained looks for it
+    partitioning = HfDeepSpeedConfig(engine.configuration(settings, ranks))  # from_pretrained looks for a living one
     dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
     causal = model.load(job.model, dtype=dtype, attention=attention.NAME if settings.padding == "free" else "sdpa")
     del partitioning
@@ -228,7 +226,7 @@ def _strategy(job: Job) -> Strategy:
     return load(job.strategy)
 
 
-def _size(parameter: torch.nn.Parameter) -> int:
+def _size(parameter: Any) -> int:
     return getattr(parameter, "ds_numel", parameter.numel())
 
 

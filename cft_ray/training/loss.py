@@ -87,9 +87,9 @@ class SummedLoss(nn.Module):
         """Sum over the micro-batch's targets, in nats."""
         (causal,) = self._causal
         extra = {"layout": batch.layout} if batch.layout is not None else {"attention_mask": batch.mask}
-        decoder = causal.get_decoder()
+        decoder: Any = causal.get_decoder()
         hidden = decoder(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **extra).last_hidden_state
-        head = causal.get_output_embeddings()
+        head: Any = causal.get_output_embeddings()
         predicting = hidden.flatten(0, 1).index_select(0, batch.predictors)
         if isinstance(head, Head):
             return head(predicting, labels=batch.labels)
