@@ -1,0 +1,369 @@
+"""Cells to the graph of unique stages.
+
+Every cell walks the same road: data sets, the model that it starts from, Phase 1 (a training, or a checkpoint that
+the grid names), what its strategy asks for, Phase 2, scores. Stages are known by their fingerprints, so whatever two
+cells have in common is one stage. The cell's seed goes to Phase 1, Phase 2 and replay; data sets and given checkpoints are
+given, not drawn, and use seed 0.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cft_ray.data.formats import FORMATS
+from cft_ray.errors import UserError
+from cft_ray.grid.cells import Cell, Variant, cell_name, cells
+from cft_ray.grid.choices import chosen_benchmarks
+from cft_ray.grid.schema import Grid
+from cft_ray.grid.sections import CheckpointSource
+from cft_ray.grid.settings import ScratchModel, Template, TrainingSettings
+from cft_ray.plan.digest import Digests, is_uri, local_path
+from cft_ray.plan.estimate import Estimator
+from cft_ray.plan.specs import SPECS, Checkpoint, DatasetSpec, EvaluateSpec, FinetuneSpec, Spec, StrategyRef
+from cft_ray.plan.stage import Plan, PlannedCell, Resources, Stage
+from cft_ray.strategies import reference
+from cft_ray.strategies.base import ModelSource, Phase2, Strategy
+
+UNRESOLVED = "unresolved:"
+"""Start of the digest of a data set that is still to be supplied."""
+
+
+def build(grid: Grid, *, digests: Digests | None = None) -> Plan:
+    """The plan of a grid: its unique stages, inputs first, and its cells.
+
+    Args:
+        grid: checked.
+        digests: of local files; none: with the user's cache.
+
+    Raises:
+        UserError: a local file is missing; a strategy lacks something; a wrong setting.
+    """
+    digests = digests or Digests()
+    plan = _Builder(grid, digests).build()
+    digests.save()
+    return plan
+
+
+def unresolved(plan: Plan) -> list[Stage]:
+    """The plan's data sets that are still to be supplied."""
+    return [
+        stage
+        for stage in plan.stages.values()
+        if isinstance(stage.spec, DatasetSpec) and (stage.spec.digest or "").startswith(UNRESOLVED)
+    ]
+
+
+def require_resolved(plan: Plan, grid: Grid) -> None:
+    """Refuse to run a plan with data sets that are still to be supplied.
+
+    Raises:
+        UserError: naming the first, and how to supply it.
+    """
+    for stage in unresolved(plan):
+        name = stage.label
+        raise UserError(
+            f"data set {name} is still to be supplied: {grid.datasets[name].missing}",
+            where=grid.source.where(("datasets", name, "missing")),
+            fix=f"--set datasets.{name}.files=PATH, or exclude its cells: --set 'exclude=[{{phase2: {name}}}]'",
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Model:
+    """A model on a cell's road."""
+
+    source: ModelSource
+    taught: Template | None
+    """in whose words it was last taught; None: a checkpoint that does not say"""
+    label: str
+
+
+class _Builder:
+    def __init__(self, grid: Grid, digests: Digests) -> None:
+        self.grid, self.digests = grid, digests
+        self.stages: dict[str, Stage] = {}
+        self.estimator = Estimator(grid)
+        given = grid.resources
+        self.resources: dict[str, Resources] = {
+            kind: Resources(given[kind].workers, given[kind].cpus, given[kind].gpus) if kind in given else Resources()
+            for kind in SPECS
+        }
+        self.benchmarks = chosen_benchmarks(grid)
+        self.several = len(grid.seeds) > 1
+        self.datasets: dict[str, Stage] = {}
+        self.toys: dict[int, Stage | None] = {}
+        self.checkpoints: dict[tuple[str, str], Checkpoint] = {}
+        self.given: dict[tuple[Any, ...], _Model] = {}
+        self.phase1s: dict[tuple[Any, ...], _Model] = {}
+        self.specs: dict[tuple[Any, ...], FinetuneSpec] = {}
+        self.references: dict[Strategy, StrategyRef | None] = {}
+        self.evaluations: dict[tuple[Any, ...], EvaluateSpec] = {}
+        self.scores: dict[tuple[int, str], dict[str, str]] = {}
+        self.planned: dict[str, PlannedCell] = {}
+
+    def build(self) -> Plan:
+        for cell in cells(self.grid):
+            self._cell(cell)
+        return Plan(grid=self.grid.name, stages=self.stages, cells=tuple(self.planned.values()))
+
+    def _cell(self, cell: Cell) -> None:
+        variant, seed = cell.variant, cell.seed
+        base = self._given(variant, "base")
+        phase1 = self._phase1(variant, seed, base)
+        data = self._dataset(variant.pair.phase2)
+        template = self._template(variant.pair.phase2, variant, phase1)
+        label = _label(variant, seed if self.several else None)
+        mine = self._strategy_stages(variant, seed, base, phase1, data, label)
+        settings = variant.settings
+        if not any(stage.kind == "replay" for stage in mine.values()):  # then how replay is sampled is nothing to it
+            settings = {path: value for path, value in settings.items() if not path.startswith("replay.")}
+        name = cell_name(variant.name, seed, settings)
+        if name in self.planned:
+            return
+        phase2 = self._phase2(variant, seed, phase1, data, template, mine, label)
+        roles: dict[str, str] = {}
+        for role, model in (("base", base), ("phase1", phase1), ("phase2", phase2)):
+            if model.source.stage is not None:
+                roles[role] = model.source.stage.fingerprint
+            if role != "base" or self.grid.evaluation.evaluate_base:
+                roles |= self._scored(role, model)
+        self.planned[name] = PlannedCell(
+            cell=name,
+            model=variant.model,
+            phase1=variant.pair.phase1,
+            phase2=variant.pair.phase2,
+            strategy=variant.strategy,
+            seed=seed,
+            settings=settings,
+            roles=roles,
+        )
+
+    def _add(self, spec: Spec, inputs: Mapping[str, str], label: str, resources: Resources | None = None) -> Stage:
+        """Enter a stage, or return the one that is already there."""
+        resources = resources or self.resources[spec.kind]
+        cost = self.estimator.of(spec, inputs, resources).cost(spec.kind)
+        stage = Stage(spec, inputs, label, resources, cost)
+        known = self.stages.get(stage.fingerprint)
+        if known is not None:
+            return known
+        self.estimator.note(stage.fingerprint, spec, inputs, label)
+        self.stages[stage.fingerprint] = stage
+        return stage
+
+    def _dataset(self, name: str) -> Stage:
+        stage = self._known_dataset(name)
+        return self.stages.get(stage.fingerprint) or self._add(stage.spec, {}, name)
+
+    def _known_dataset(self, name: str) -> Stage:
+        """The stage of a data set that not every plan needs: it enters the plan with the first stage that reads it."""
+        if name not in self.datasets:
+            self.datasets[name] = Stage(self._dataset_spec(name), {}, name, self.resources["dataset"])
+        return self.datasets[name]
+
+    def _dataset_spec(self, name: str) -> DatasetSpec:
+        source = self.grid.datasets[name]
+        columns = source.columns or (FORMATS[source.format] if source.format else {})
+        common = {"columns": columns, "languages": source.languages, "rows": source.rows}
+        if source.toy is not None:
+            return DatasetSpec(toy=source.toy, **common)
+        if source.hub is not None:
+            hub = {key: getattr(source, key) for key in ("hub", "revision", "config", "split", "hub_files")}
+            return DatasetSpec(**hub, **common)
+        if source.files is None:
+            return DatasetSpec(digest=f"{UNRESOLVED}{name}", **common)
+        where = self.grid.source.where(("datasets", name, "files"))
+        files = source.files if is_uri(source.files) else str(local_path(source.files))
+        return DatasetSpec(files=files, digest=self.digests.files(files, source.languages, where=where), **common)
+
+    def _checkpoint(self, model: str, name: str, source: CheckpointSource) -> Checkpoint:
+        key = (model, name)
+        if key not in self.checkpoints:
+            if source.path is None:
+                self.checkpoints[key] = Checkpoint(hub=source.hub, revision=source.revision)
+            else:
+                where = self.grid.source.where(("models", model, name, "path"))
+                path = source.path if is_uri(source.path) else str(local_path(source.path))
+                self.checkpoints[key] = Checkpoint(path=path, digest=self.digests.folder(path, where=where))
+        return self.checkpoints[key]
+
+    def _given(self, variant: Variant, name: str) -> _Model:
+        """A checkpoint of the model: as the grid names it, or trained as the grid says, with seed 0."""
+        source = self.grid.models[variant.model][name]
+        trainings = tuple(id(training) for training in variant.given.values())
+        key = (variant.model, name, trainings)
+        if key in self.given:
+            return self.given[key]
+        label = f"{variant.model} {name}"
+        if source.train is None:
+            checkpoint = self._checkpoint(variant.model, name, source)
+            model = _Model(ModelSource(checkpoint=checkpoint), source.template, label)
+        else:
+            start = self._given(variant, source.start) if source.start is not None else None
+            dataset = self.grid.datasets[source.train.data]
+            template = dataset.template or source.template or self.grid.template
+            training = variant.given[name]
+            stage = self._finetune(training, template, start, source.scratch, self._dataset(source.train.data), label)
+            model = _Model(ModelSource(stage=stage), template, label)
+        self.given[key] = model
+        return model
+
+    def _phase1(self, variant: Variant, seed: int, base: _Model) -> _Model:
+        name = variant.pair.phase1
+        if variant.phase1 is None:
+            return self._given(variant, name)
+        key = (id(base), name, id(variant.phase1), seed)
+        if key not in self.phase1s:
+            template = self._template(name, variant, base)
+            label = f"{variant.model} {name}" + (f" seed {seed}" if self.several else "")
+            stage = self._finetune(variant.phase1, template, base, None, self._dataset(name), label, seed=seed)
+            self.phase1s[key] = _Model(ModelSource(stage=stage), template, label)
+        return self.phase1s[key]
+
+    def _template(self, dataset: str, variant: Variant, start: _Model) -> Template:
+        """How a data set's rows become text for a training that starts from a model: the nearest that says so."""
+        own = self.grid.datasets[dataset].template
+        if own is not None:
+            return own
+        checkpoints = self.grid.models[variant.model]
+        named = checkpoints.get(variant.pair.phase1) or checkpoints["base"]
+        return named.template or self.grid.template
+
+    def _strategy_stages(
+        self, variant: Variant, seed: int, base: _Model, phase1: _Model, data: Stage, label: str
+    ) -> dict[str, Stage]:
+        counterpart = self.grid.datasets[variant.pair.phase2].english
+        english = self._known_dataset(counterpart) if counterpart is not None else None
+        phase2 = Phase2(
+            base=base.source,
+            phase1=phase1.source,
+            data=data,
+            english=english,
+            template=phase1.taught or self.grid.template,
+            sampling=variant.sampling,
+            training=variant.phase2,
+            seed=seed,
+            label=label,
+            resources=self.resources,
+        )
+        try:
+            stages = variant.implementation.stages(phase2)
+        except UserError as error:
+            where = f"{self.grid.source.where(variant.path)}: {label}"
+            raise UserError(error.what, where=where, fix=error.fix) from None
+        added: dict[str, Stage] = {}
+        for role, stage in stages.items():
+            for name, fingerprint in stage.inputs.items():
+                if english is not None and fingerprint == english.fingerprint:
+                    self._dataset(english.label)
+                elif fingerprint not in self.stages:
+                    raise UserError(
+                        f"its stage {role!r} reads {name!r} from a stage that is not in the plan",
+                        where=f"{self.grid.source.where(variant.path)}: {label}",
+                        fix="build a strategy's stages from the models and data sets that it is given",
+                    )
+            added[role] = self._add(stage.spec, stage.inputs, stage.label, stage.resources)
+        return added
+
+    def _phase2(
+        self,
+        variant: Variant,
+        seed: int,
+        phase1: _Model,
+        data: Stage,
+        template: Template,
+        mine: Mapping[str, Stage],
+        label: str,
+    ) -> _Model:
+        strategy = variant.implementation
+        if strategy not in self.references:
+            # The plain strategy is plain training: it shares its stage with any other plain training of the same rows.
+            self.references[strategy] = None if type(strategy) is Strategy else reference(strategy)
+        stage = self._finetune(
+            variant.phase2, template, phase1, None, data, label, seed=seed, strategy=self.references[strategy], more=mine
+        )
+        return _Model(ModelSource(stage=stage), template, label)
+
+    def _finetune(
+        self,
+        training: TrainingSettings,
+        template: Template,
+        start: _Model | None,
+        scratch: ScratchModel | None,
+        data: Stage,
+        label: str,
+        *,
+        seed: int = 0,
+        strategy: StrategyRef | None = None,
+        more: Mapping[str, Stage] | None = None,
+    ) -> Stage:
+        inputs = {"data": data.fingerprint}
+        checkpoints: dict[str, Checkpoint] = {}
+        if start is not None:
+            start.source.attach("model", inputs, checkpoints)
+        for role, stage in (more or {}).items():
+            inputs[role] = stage.fingerprint
+        checkpoint = checkpoints.get("model")
+        key = (id(training), template, id(checkpoint), scratch, id(strategy), seed)
+        if key not in self.specs:
+            self.specs[key] = FinetuneSpec(
+                checkpoints=checkpoints, scratch=scratch, template=template, training=training, strategy=strategy, seed=seed
+            )
+        return self._add(self.specs[key], inputs, label)
+
+    def _scored(self, role: str, model: _Model) -> dict[str, str]:
+        """Score role -> fingerprint of the evaluation of one model."""
+        key = (id(model), role)
+        if role == "phase2":  # each is asked for once
+            return self._scores(role, model)
+        if key not in self.scores:
+            self.scores[key] = self._scores(role, model)
+        return self.scores[key]
+
+    def _scores(self, role: str, model: _Model) -> dict[str, str]:
+        scores: dict[str, str] = {}
+        source = model.source
+        for index, chosen in enumerate(self.benchmarks):
+            data = self._items(index)
+            spec = self._evaluation(index, model)
+            inputs = {} if source.stage is None else {"model": source.stage.fingerprint}
+            if data is not None:
+                inputs["data"] = data.fingerprint
+            stage = self._add(spec, inputs, f"{model.label} {chosen.name}")
+            scores[f"{role}:{spec.ability}:{chosen.name}"] = stage.fingerprint
+        return scores
+
+    def _evaluation(self, index: int, model: _Model) -> EvaluateSpec:
+        chosen = self.benchmarks[index]
+        template = chosen.template
+        if not isinstance(template, Template):
+            template = model.taught if template == "model" else None
+        checkpoint = model.source.checkpoint
+        key = (index, template, id(checkpoint))
+        if key not in self.evaluations:
+            self.evaluations[key] = EvaluateSpec(
+                checkpoints={"model": checkpoint} if checkpoint is not None else {},
+                benchmark=chosen.name,
+                ability=chosen.benchmark.ability,
+                tasks=chosen.benchmark.tasks,
+                metric=chosen.benchmark.metric,
+                template=template,
+                generation=chosen.generation,
+                limit=chosen.limit,
+                backend=self.grid.evaluation.backend,
+            )
+        return self.evaluations[key]
+
+    def _items(self, index: int) -> Stage | None:
+        """The data set stage that holds a benchmark's items, where they come from the toy world."""
+        if index not in self.toys:
+            benchmark = self.benchmarks[index].benchmark
+            toy = benchmark.data
+            spec = DatasetSpec(toy=toy, columns={}, languages=tuple(benchmark.tasks)) if toy is not None else None
+            self.toys[index] = self._add(spec, {}, toy or "") if spec is not None else None
+        return self.toys[index]
+
+
+def _label(variant: Variant, seed: int | None) -> str:
+    label = f"{variant.model} {variant.pair.phase1}→{variant.pair.phase2} {variant.strategy}"
+    label += "".join(f" {path}={value}" for path, value in variant.settings.items())
+    return label if seed is None else f"{label} seed {seed}"
