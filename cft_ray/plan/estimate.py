@@ -70,21 +70,24 @@ class Estimator:
             )
         self._shapes: dict[str, Shape | None] = {}
         self._sizes: dict[str, Size] = {}
-        self._known: dict[tuple[Any, ...], Estimate] = {}
+        self._known: dict[tuple[Any, ...], tuple[Estimate, Spec]] = {}
         self._checkpoints: dict[str, Shape | None] = {}
 
     def of(self, spec: Spec, inputs: Mapping[str, str], resources: Resources) -> Estimate:
         """The estimate of a stage whose inputs were noted by `note`."""
         shape = self._shape(spec, inputs)
         sizes = tuple(self._sizes.get(inputs[role]) for role in ("data", "target") if role in inputs)
-        key = (spec.canonical, resources, shape, sizes)
+        # Seeds and strategies do not change a training's estimate; its settings are one object for all cells that share
+        # them, and stay alive in the entry.
+        settings = (id(spec.training), spec.template.name) if isinstance(spec, FinetuneSpec) else spec.canonical
+        key = (settings, resources.workers, resources.gpus, shape, sizes)
         if key not in self._known:
             estimate = self._estimate(spec, shape, sizes)
             if isinstance(spec, FinetuneSpec) and shape is not None:
                 memory = training_memory(shape, spec.training, resources.workers)
                 estimate = replace(estimate, memory=memory, memory_bytes=memory.total)
-            self._known[key] = self._priced(estimate, resources)
-        return self._known[key]
+            self._known[key] = self._priced(estimate, resources), spec
+        return self._known[key][0]
 
     def note(self, fingerprint: str, spec: Spec, inputs: Mapping[str, str], name: str = "") -> None:
         """Remember what the stage makes. ``name``: of a data set in the grid, whose size hint then counts."""

@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
+from json.encoder import encode_basestring
 from typing import Any
 
 from cft_ray.errors import UserError
@@ -30,7 +31,8 @@ def fingerprint(kind: str, version: int, settings: Mapping[str, Any], inputs: Ma
 
 def fingerprint_of(kind: str, version: int, settings: str, inputs: Mapping[str, str]) -> str:
     """As `fingerprint`, for settings that are in canonical form already: many stages share them."""
-    body = f'{{"inputs":{_dump(dict(inputs))},"kind":{_dump(kind)},"settings":{settings},"version":{version:d}}}'
+    roles = ",".join(f"{_text(role)}:{_text(inputs[role])}" for role in sorted(inputs))
+    body = f'{{"inputs":{{{roles}}},"kind":{_text(kind)},"settings":{settings},"version":{version:d}}}'
     return hashlib.sha256(body.encode()).hexdigest()
 
 
@@ -40,11 +42,11 @@ def canonical(settings: Mapping[str, Any]) -> str:
     Raises:
         UserError: a setting has no stable form.
     """
-    return _dump(_stable(settings, "settings"))
+    return _ENCODER.encode(_stable(settings, "settings"))
 
 
-def _dump(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+_text = encode_basestring
 
 
 def _stable(value: Any, where: str) -> Any:
