@@ -18,7 +18,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -133,7 +133,7 @@ def holder(storage: Storage, fingerprint: str) -> Record | None:
     return None if record.machine == _machine() and _born(record.pid) != record.born else record
 
 
-def release_run(storage: Storage, fingerprints: Iterator[str] | list[str], run: str) -> None:
+def release_run(storage: Storage, fingerprints: Iterable[str], run: str) -> None:
     """Give back what the processes of ``run`` held; for a driver that has stopped them."""
     for fingerprint in fingerprints:
         with _locked(storage):

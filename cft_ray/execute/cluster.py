@@ -1,0 +1,66 @@
+"""The Ray cluster that a run uses: a local one of its own, or one that is there already; and what it can hold."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+from ray._private import state
+
+from cft_ray.errors import UserError
+from cft_ray.execute.capacity import Capacity, cluster_capacity
+from cft_ray.execute.environment import SETTINGS, local_system_config
+
+OBJECT_STORE = 512 * 2**20
+"""bytes, on a local cluster: stages hand files, not objects, to each other"""
+
+
+@contextmanager
+def connected(address: str | None, cpus: int | None = None, object_store: int = OBJECT_STORE) -> Iterator[str | None]:
+    """Be connected to Ray inside the block; what was started ends with it. An existing connection is used as it is.
+
+    Args:
+        address: of a running cluster (``auto``, ``host:port``); None: a local one.
+        cpus: logical CPUs of the local one; None: all cores.
+        object_store: bytes of the local one's shared memory.
+
+    Yields:
+        the address of the dashboard that was started or found; None for an existing connection.
+
+    Raises:
+        UserError: the cluster cannot be reached.
+    """
+    if ray.is_initialized():
+        yield None
+        return
+    try:
+        if address is None:
+            cores = cpus or os.cpu_count() or 1
+            context = ray.init(
+                address="local",
+                num_cpus=cores,
+                object_store_memory=object_store,
+                include_dashboard=True,  # the state API too: Train's cleaner needs it after a driver has died
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _system_config=local_system_config(cores),
+            )
+        else:
+            environment = {name: os.environ[name] for name in SETTINGS}
+            context = ray.init(address=address, log_to_driver=False, runtime_env={"env_vars": environment})
+    except ConnectionError as error:
+        what = f"the Ray cluster cannot be reached: {str(error).splitlines()[0]}"
+        raise UserError(what, where=address, fix="check the address, or leave it out for a local one") from error
+    try:
+        yield f"http://{context.dashboard_url}" if context.dashboard_url else None
+    finally:
+        ray.shutdown()
+
+
+def capacity() -> Capacity:
+    """What the connected cluster can hold, with the nodes that its autoscaler may still start."""
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    config = state.state.get_cluster_config()
+    groups = [(dict(group.resources), group.max_count) for group in config.node_group_configs] if config else []
+    return cluster_capacity(alive, groups)

@@ -1,0 +1,263 @@
+"""Run a plan: what is cached is verified, the rest becomes one Ray Tune experiment.
+
+Running the same command again continues: what has an artifact is done. Nothing of Tune's own state is kept.
+"""
+
+import contextlib
+import shutil
+import signal
+import tempfile
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+from ray import tune
+from rich.console import Console
+
+from cft_ray.artifacts.lease import release_run
+from cft_ray.artifacts.manifest import Manifest
+from cft_ray.artifacts.storage import Storage
+from cft_ray.artifacts.store import ArtifactStore, CorruptArtifact
+from cft_ray.execute.cluster import OBJECT_STORE, capacity, connected
+from cft_ray.execute.progress import Board, Display
+from cft_ray.execute.record import save_plan
+from cft_ray.execute.schedule import Schedule, State
+from cft_ray.execute.searcher import StageSearcher
+from cft_ray.execute.tables import send_cells, send_missing
+from cft_ray.execute.trial import trial
+from cft_ray.execute.work import Work
+from cft_ray.metrics.reporter import Reporter, start_reporter
+from cft_ray.plan.stage import Plan
+
+RETRIES = 2
+"""further tries of a stage whose process or node died"""
+
+
+@dataclass(frozen=True)
+class StageOutcome:
+    """How one stage ended.
+
+    ``status``: ``done`` (in this run), ``cached``, ``failed``, ``skipped`` (an ancestor failed) or ``interrupted``.
+    """
+
+    fingerprint: str
+    kind: str
+    label: str
+    status: str
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    stages: dict[str, StageOutcome]
+    cells: int
+    cells_complete: int
+    interrupted: bool
+
+    @property
+    def failed(self) -> list[StageOutcome]:
+        """Stages that failed themselves; what descends from them is `skipped`."""
+        return [stage for stage in self.stages.values() if stage.status == "failed"]
+
+    @property
+    def exit_code(self) -> int:
+        """0: all there; 1: a stage failed; 130: interrupted."""
+        if self.interrupted:
+            return 130
+        return 1 if self.failed else 0
+
+
+class Interrupt:
+    """SIGINT and SIGTERM as a wish to stop cleanly; a second one stops at once (KeyboardInterrupt).
+
+    Signals reach the main thread only; in another thread this is a wish nobody can make.
+    """
+
+    def __init__(self) -> None:
+        self.wished = False
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.wished:
+            raise KeyboardInterrupt
+        self.wished = True
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator["Interrupt"]:
+        """Handle the signals inside the block."""
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
+        before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+class _StopWhenWished(tune.Stopper):
+    def __init__(self, interrupt: Interrupt) -> None:
+        self._interrupt = interrupt
+
+    def __call__(self, trial_id: str, result: dict[str, object]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._interrupt.wished
+
+
+def run(
+    plan: Plan,
+    storage_uri: str,
+    *,
+    address: str | None = None,
+    cpus: int | None = None,
+    object_store: int = OBJECT_STORE,
+    concurrent: int | None = None,
+    loggers: Sequence[dict[str, Any]] = (),
+    console: Console | None = None,
+) -> Outcome:
+    """Make every artifact of a plan that is not there yet.
+
+    Args:
+        plan: what to make.
+        storage_uri: folder, ``s3://…`` or ``gs://…``.
+        address: of a running Ray cluster; None: a local one, which ends with the run. A driver that is connected to Ray
+            already uses that connection.
+        cpus: logical CPUs of the local cluster; None: all cores.
+        object_store: bytes of shared memory of the local cluster.
+        concurrent: most stages at a time; None: as many as fit.
+        loggers: declarations for `cft_ray.training.loggers`.
+        console: where progress is shown; None: standard error.
+
+    Raises:
+        UserError: the storage cannot be written to, or the cluster cannot be reached. Failures of stages are part of the
+            outcome instead.
+    """
+    console = console or Console(stderr=True)
+    store = ArtifactStore(Storage(storage_uri))
+    store.storage.check_writable()
+    save_plan(store.storage, plan)
+    name = uuid.uuid4().hex
+
+    def work(fingerprint: str) -> Work:
+        stage = plan.stages[fingerprint]
+        kinds = {source: plan.stages[source].kind for source in stage.inputs.values()}
+        return Work(stage, kinds, store.storage.uri, plan.grid, name, tuple(loggers))
+
+    with Interrupt().watching() as interrupt:
+        cached = verify_cached(plan, store, console, interrupt)
+        with connected(address, cpus, object_store) as dashboard:
+            reporter = start_reporter(store.storage.uri)
+            send_cells(reporter, plan)
+            send_missing(reporter, store, cached, plan.grid)
+            schedule = Schedule(plan.stages, {made.fingerprint for made in cached}, capacity(), concurrent)
+            if not schedule.finished and not interrupt.wished:
+                title = f"{plan.grid} → {store.storage.uri}" + (f" · Ray dashboard {dashboard}" if dashboard else "")
+                _experiment(schedule, work, reporter, interrupt, console, title)
+            reporter.finish()
+        release_run(store.storage, schedule.running, name)  # of stages that were stopped; their processes are gone now
+    outcome = _outcome(plan, schedule, interrupt.wished)
+    if outcome.interrupted:
+        console.print("Stopped. Finished stages are kept: the same command continues.")
+    return outcome
+
+
+def rebuild_tables(storage_uri: str, grid: str = "", *, address: str | None = None) -> int:
+    """Send to the tables whatever they lack of all artifacts of a storage; returns how many artifacts lacked something.
+
+    Args:
+        storage_uri: the storage.
+        grid: name to enter for attempts that have no row.
+        address: see `run`.
+    """
+    store = ArtifactStore(Storage(storage_uri))
+    with connected(address):
+        reporter = start_reporter(store.storage.uri)
+        sent = send_missing(reporter, store, store.manifests(), grid)
+        reporter.finish()
+    return sent
+
+
+def verify_cached(plan: Plan, store: ArtifactStore, console: Console, interrupt: Interrupt | None = None) -> list[Manifest]:
+    """The manifests of the plan's artifacts that are there and whole; damaged ones are removed."""
+    there = set(store.listing())
+    wanted = [(stage.kind, key) for key, stage in plan.stages.items() if (stage.kind, key) in there]
+    sound: list[Manifest] = []
+    with (
+        ThreadPoolExecutor(max_workers=4) as pool,
+        console.status("") if wanted and console.is_terminal else contextlib.nullcontext() as status,
+    ):
+        checks = [pool.submit(store.verify, *name) for name in wanted]
+        for number, check in enumerate(checks, 1):
+            try:
+                sound.append(check.result())
+            except CorruptArtifact as error:
+                console.print(f"removed, to be made again: {error}", markup=False, highlight=False, soft_wrap=True)
+            if status is not None:
+                status.update(f"verified {number} of {len(wanted)} artifacts")
+            if interrupt is not None and interrupt.wished:
+                for rest in checks:
+                    rest.cancel()
+                break
+    return sound
+
+
+def _experiment(
+    schedule: Schedule,
+    work: Callable[[str], Work],
+    reporter: Reporter,
+    interrupt: Interrupt,
+    console: Console,
+    title: str,
+) -> None:
+    """Run what the schedule lacks; returns when all has ended, or soon after a wish to stop."""
+    board = Board.start()
+    folder = tempfile.mkdtemp(prefix="cft-ray-tune-")  # Tune wants a folder; nothing in it is read again
+    try:
+        with Display(schedule, board, console, title) as display:
+            trainable = tune.with_parameters(trial, reporter=reporter, board=board)
+            tune.run(  # not Tuner, which pickles the searcher to be restored some day
+                tune.with_resources(trainable, {"cpu": 0, "memory": 1}),  # whole CPUs stay free for the work
+                name="plan",
+                search_alg=StageSearcher(schedule, work, display.changed, lambda: interrupt.wished),
+                num_samples=-1,
+                reuse_actors=True,
+                max_failures=RETRIES,
+                raise_on_failed_trial=False,
+                stop=_StopWhenWished(interrupt),
+                storage_path=folder,
+                trial_name_creator=_trial_name,
+                trial_dirname_creator=_trial_name,
+                verbose=0,
+            )
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _trial_name(trial: object) -> str:
+    """Short and without the config, which Tune would put in."""
+    return str(getattr(trial, "trial_id", "stage"))
+
+
+def _outcome(plan: Plan, schedule: Schedule, interrupted: bool) -> Outcome:
+    ended = (State.DONE, State.CACHED, State.FAILED, State.SKIPPED)
+    stages = {
+        key: StageOutcome(
+            key,
+            stage.kind,
+            stage.label,
+            str(state) if (state := schedule.states[key]) in ended else "interrupted",
+            schedule.errors.get(key),
+        )
+        for key, stage in plan.stages.items()
+    }
+    complete = sum(all(stages[key].status in ("done", "cached") for key in cell.roles.values()) for cell in plan.cells)
+    unfinished = any(stage.status == "interrupted" for stage in stages.values())
+    return Outcome(stages, len(plan.cells), complete, interrupted and unfinished)

@@ -1,0 +1,125 @@
+"""Rows that the runner itself sends to the tables: cells, attempts of stages, and what lies in the artifacts.
+
+The rows of an artifact go out under the attempt that made it, numbered as in its files, so sending them again changes
+nothing, and the tables can be rebuilt from the artifacts (`send_missing`).
+"""
+
+import json
+import time
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import parquet as pq
+
+from cft_ray.artifacts.manifest import Manifest, table_files
+from cft_ray.artifacts.storage import Storage
+from cft_ray.artifacts.store import ArtifactStore
+from cft_ray.metrics.keys import KeyRanges
+from cft_ray.metrics.reporter import Reporter
+from cft_ray.metrics.schemas import KEY, SCHEMAS
+from cft_ray.metrics.store import read_files
+from cft_ray.plan.stage import Plan
+
+BATCH = 50_000
+"""rows sent at a time"""
+END_OF_ATTEMPT = 1
+"""sequence of an attempt's last row in `stages` (0 would be its beginning)"""
+
+
+def send_cells(reporter: Reporter, plan: Plan) -> None:
+    """Which cell uses which stage. The attempt is the time in milliseconds: the last run of a grid counts."""
+    rows = [
+        {
+            "grid": plan.grid,
+            "cell": cell.cell,
+            "model": cell.model,
+            "phase1": cell.phase1,
+            "phase2": cell.phase2,
+            "strategy": cell.strategy,
+            "seed": cell.seed,
+            "settings": json.dumps(dict(cell.settings), sort_keys=True),
+            "role": role,
+            "phase": role.split(":")[0],
+            "ability": role.split(":")[1] if role.count(":") == 2 else None,
+            "benchmark": role.split(":")[2] if role.count(":") == 2 else None,
+            "stage": stage,
+        }
+        for cell in plan.cells
+        for role, stage in cell.roles.items()
+    ]
+    name = sha256(plan.grid.encode()).hexdigest()
+    reporter.append("cells", rows, fingerprint=name, attempt=int(time.time() * 1000), sequence=0)
+
+
+def send_attempt(reporter: Reporter, fingerprint: str, attempt: int, row: dict[str, Any]) -> None:
+    """The end of one attempt, as a row of `stages`."""
+    reporter.append("stages", [row], fingerprint=fingerprint, attempt=attempt, sequence=END_OF_ATTEMPT)
+
+
+def attempt_row(manifest: Manifest, grid: str) -> dict[str, Any]:
+    """The row of the attempt that made an artifact, from its manifest alone (where the run was cut off before it was sent)."""
+    end = datetime.fromisoformat(manifest.created).astimezone(UTC)
+    return {
+        "grid": grid,
+        "kind": manifest.kind,
+        "label": manifest.label,
+        "status": "done",
+        "start": end - timedelta(seconds=manifest.seconds),
+        "end": end,
+        "seconds": manifest.seconds,
+        "versions": json.dumps(manifest.versions),
+        "outputs": json.dumps(manifest.outputs),
+    }
+
+
+def send_artifact(reporter: Reporter, store: ArtifactStore, manifest: Manifest) -> None:
+    """The rows in ``tables/*.parquet`` of one artifact."""
+    if not manifest.rows:
+        return
+    folder = store.fetch(manifest.kind, manifest.fingerprint)
+    for table, path in table_files(manifest.files).items():
+        for sequence, batch in _batches(table, pq.ParquetFile(folder / path)):
+            reporter.append(table, batch, fingerprint=manifest.fingerprint, attempt=manifest.attempt, sequence=sequence)
+
+
+def _batches(table: str, file: pq.ParquetFile) -> Iterator[tuple[int, pa.Table]]:
+    """(number of the first row, rows); rows are numbered from 0, those of `steps` by their step."""
+    sequence: int | None = None
+    for batch in file.iter_batches(BATCH):
+        if sequence is None:
+            sequence = batch.column("step")[0].as_py() if table == "steps" and batch.num_rows else 0
+        yield sequence, pa.Table.from_batches([batch])
+        sequence += batch.num_rows
+
+
+def send_missing(reporter: Reporter, store: ArtifactStore, manifests: Iterable[Manifest], grid: str) -> int:
+    """Send what the tables lack of these artifacts; returns how many artifacts lacked something."""
+    manifests = list(manifests)
+    held = {table: _held(store.storage, table) for table in {"stages", *(table for made in manifests for table in made.rows)}}
+    sent = 0
+    for made in manifests:
+        lacking = [table for table, rows in made.rows.items() if _lacks(held[table], made, rows)]
+        if lacking:
+            send_artifact(reporter, store, made)
+        ended = list(held["stages"].missing(made.fingerprint, made.attempt, END_OF_ATTEMPT, END_OF_ATTEMPT + 1))
+        if ended:
+            send_attempt(reporter, made.fingerprint, made.attempt, attempt_row(made, grid))
+        sent += bool(lacking or ended)
+    return sent
+
+
+def _held(storage: Storage, table: str) -> KeyRanges:
+    keys = KeyRanges()
+    if table in SCHEMAS:
+        for _, rows in read_files(storage, table, list(KEY)):
+            keys.add_rows(rows)
+    return keys
+
+
+def _lacks(held: KeyRanges, made: Manifest, rows: int) -> bool:
+    """Rows are numbered from 0 or from 1, so of the numbers 0 … rows exactly one may be absent."""
+    missing = held.missing(made.fingerprint, made.attempt, 0, rows + 1)
+    return sum(stop - start for start, stop in missing) > 1

@@ -1,0 +1,44 @@
+"""What a trial is told: one stage and what surrounds it, as JSON text, because Tune copies and compares its configs.
+
+A stage kind from outside the package is registered where its spec's module is imported, so that module travels by name.
+"""
+
+import json
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from cft_ray.plan.stage import Stage
+
+
+@dataclass(frozen=True)
+class Work:
+    """One stage to be run.
+
+    Args:
+        stage: what to run.
+        kinds: fingerprint of an input -> its kind (which names its artifact).
+        storage: absolute URI of the storage root.
+        grid: name of the grid, for the tables.
+        run: unique name of this run, for the leases.
+        loggers: declarations for `cft_ray.training.loggers`.
+    """
+
+    stage: Stage
+    kinds: dict[str, str]
+    storage: str
+    grid: str
+    run: str
+    loggers: tuple[dict[str, Any], ...] = ()
+
+    def encode(self) -> str:
+        """As text, for another process."""
+        fields = {"kinds": self.kinds, "storage": self.storage, "grid": self.grid, "run": self.run, "loggers": self.loggers}
+        return json.dumps({"stage": self.stage.to_json(), "module": type(self.stage.spec).__module__, **fields})
+
+    @classmethod
+    def decode(cls, text: str) -> "Work":
+        """Inverse of `encode`."""
+        fields = json.loads(text)
+        import_module(fields.pop("module"))
+        return cls(stage=Stage.from_json(fields.pop("stage")), loggers=tuple(fields.pop("loggers")), **fields)
