@@ -1,0 +1,45 @@
+"""A model behind the harness, by the backend that a spec names."""
+
+from typing import TYPE_CHECKING, Any, cast
+
+from cft_ray.generation import engine
+from cft_ray.generation.settings import device, engine_arguments, prepare_environment
+from cft_ray.grid.settings import GenerationSettings
+from cft_ray.plan.specs import EvaluateSpec
+
+if TYPE_CHECKING:
+    from lm_eval.api.model import LM
+
+ENGINE_SEED = 0
+"""Of the engine; answers are seeded one by one, so that seeds share an engine."""
+
+
+def load_model(folder: str, spec: EvaluateSpec, gpus: int = 1) -> "LM":
+    """The model of a local Hugging Face folder, ready for the harness.
+
+    With vLLM the process keeps the engine, and gives it again for the same folder and settings.
+
+    Args:
+        folder: of the model.
+        spec: backend, dtype and length.
+        gpus: GPUs to split it over, where there are any.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    prepare_environment()
+    settings: GenerationSettings = spec.generation
+    if spec.backend == "hf":
+        from cft_ray.evaluation.hf_model import HfModel
+
+        engine.unload()
+        # The harness' decorator hides from type checkers that its class is whole.
+        return cast(Any, HfModel)(folder, dtype=settings.dtype, max_length=settings.max_length)
+    on = device()
+    arguments = engine_arguments(
+        folder, dtype=settings.dtype, max_length=settings.max_length, seed=ENGINE_SEED, on=on, gpus=max(gpus, 1)
+    )
+    loaded = engine.load(arguments)
+    from cft_ray.evaluation.vllm_model import VllmModel
+
+    return VllmModel(loaded, seed=spec.seed)

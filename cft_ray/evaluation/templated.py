@@ -1,0 +1,63 @@
+"""How a harness task's question becomes our prompt: the harness' chat-template hook, filled by the grid's template.
+
+The harness hands a model the conversation that a task wants (a system message if the task has a description, one user
+message, perhaps the beginning of the answer) and takes text back. Rendering it through `cft_ray.data.templates` wraps
+every task, stock or ours, in the words in which the model was taught, without a change to the task.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from cft_ray.data.templates import prompt
+from cft_ray.errors import UserError
+from cft_ray.generation.prompts import encode
+from cft_ray.grid.settings import Template
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+BLANK_LINE = "\n\n"
+"""Between instruction and input in the questions of tasks over canonical rows."""
+
+
+class Templated:
+    """Mix-in of harness models: our template, and our way to begin a sequence.
+
+    The class it is mixed into has a ``tokenizer``. ``template`` and ``canonical`` may be set between evaluations, so
+    that one loaded model serves several.
+    """
+
+    tokenizer: Any
+    template: Template | None = None
+    """None: questions are not wrapped."""
+    canonical: bool = False
+    """The questions are canonical rows, written as instruction, blank line, input: they are taken apart again."""
+
+    def apply_chat_template(self, chat_history: Sequence[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """The prompt of a conversation; called by the harness where it was asked to apply a chat template.
+
+        Args:
+            chat_history: messages with ``role`` and ``content``: at most one of ``system``, then one of ``user``, then
+                possibly the beginning of the answer.
+            add_generation_prompt: False where the last message is the beginning of the answer.
+
+        Raises:
+            UserError: several turns: the templates that rows are trained with have one.
+        """
+        assert self.template is not None, "asked to wrap without a template"
+        messages = list(chat_history)
+        answer = "" if add_generation_prompt else messages.pop()["content"]
+        system = messages.pop(0)["content"] if messages[0]["role"] == "system" else ""
+        if len(messages) != 1:
+            raise UserError(f"a task asks in {len(messages)} turns", where="evaluation", fix="use tasks without examples")
+        instruction, extra = messages[0]["content"], ""
+        if self.canonical:
+            instruction, _, extra = instruction.partition(BLANK_LINE)
+        row = {"system": system, "instruction": instruction, "input": extra}
+        return prompt(self.template, row, cast("PreTrainedTokenizerBase", self.tokenizer)) + answer
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        """Token ids of a text; ``add_special_tokens=False`` for the rest of a sequence that has begun."""
+        if add_special_tokens is False:
+            return self.tokenizer(string, add_special_tokens=False)["input_ids"]
+        return encode(self.tokenizer, [string])[0]

@@ -1,0 +1,105 @@
+"""Everything that vLLM is told, by device: the environment of its process and the engine's arguments.
+
+The one place for both, so that evaluation and replay ask a model in the same way. On a CPU the settings are for tiny
+models and a quick start: no compilation, a small key-value cache, float32. bfloat16 is never chosen on a CPU by itself,
+because machines with AMX kill a process that uses it without the kernel's permission.
+"""
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from cft_ray.errors import UserError
+
+Device = Literal["cuda", "cpu"]
+
+ENVIRONMENT: dict[str, str] = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # `vllm.LLM` keeps its engine in the process: one import, one start
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "TOKENIZERS_PARALLELISM": "false",  # a forked tokenizer that has used threads warns, and may hang
+    "TQDM_DISABLE": "1",  # progress goes through the stage's context
+}
+"""Environment of every process that imports vLLM; what the user has set stays."""
+
+CPU_SEQUENCES = 128
+"""Sequences that a CPU engine runs at a time."""
+_CACHE_BYTES = (2**26, 2**32)
+"""Least and most key-value cache of a CPU engine."""
+_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+def device() -> Device:
+    """``cuda`` where this process sees a GPU."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def prepare_environment() -> None:
+    """Set `ENVIRONMENT` in this process, where the user has not; to be called before vLLM is imported."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+def read_config(model: str) -> Any:
+    """The transformers configuration of a local Hugging Face folder.
+
+    Raises:
+        UserError: the folder is no model that transformers knows.
+    """
+    from transformers import AutoConfig
+
+    if not Path(model).is_dir():
+        raise UserError("there is no such folder", where=model, fix="give the folder of a Hugging Face model")
+    try:
+        return AutoConfig.from_pretrained(model)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"not a Hugging Face model ({error})", where=model, fix="give a folder with a valid config.json"
+        ) from error
+
+
+def engine_arguments(
+    model: str, *, dtype: str, max_length: int, seed: int, on: Device, gpus: int = 1, sequences: int = CPU_SEQUENCES
+) -> dict[str, Any]:
+    """Arguments of `vllm.LLM` and `vllm.AsyncEngineArgs`.
+
+    Args:
+        model: local Hugging Face folder.
+        dtype: of weights and activations; ``auto``: the checkpoint's on a GPU, float32 on a CPU.
+        max_length: tokens of prompt and answer together; the model's own limit counts if lower.
+        seed: of the engine; sampling is seeded per request.
+        on: device.
+        gpus: GPUs that the model is split over (tensor parallelism).
+        sequences: on a CPU, sequences run at a time; on a GPU vLLM's own default holds.
+
+    Raises:
+        UserError: see `read_config`.
+    """
+    config = read_config(model).get_text_config()
+    length = min(max_length, getattr(config, "max_position_embeddings", max_length))
+    arguments: dict[str, Any] = {
+        "model": model,
+        "max_model_len": length,
+        "seed": seed,
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+        # A cached prefix is computed in other batches than a fresh one, so answers would depend on what was asked before.
+        "enable_prefix_caching": False,
+    }
+    if on == "cuda":
+        return {**arguments, "dtype": dtype, "tensor_parallel_size": gpus, "gpu_memory_utilization": 0.9}
+    dtype = "float32" if dtype == "auto" else dtype
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    token_bytes = 2 * config.num_hidden_layers * heads * head_dim * _BYTES[dtype]
+    least, most = _CACHE_BYTES
+    return {
+        **arguments,
+        "dtype": dtype,
+        "enforce_eager": True,
+        "max_num_seqs": sequences,
+        "kv_cache_memory_bytes": min(max(token_bytes * length * sequences, least), most),
+    }

@@ -1,0 +1,57 @@
+"""Stage `evaluate`: one benchmark of one model, as a Ray task with the stage's CPUs and GPUs.
+
+A task rather than an actor: Ray reuses the worker processes of CPU tasks, which have vLLM imported by then and may even
+hold the engine of the same model. A GPU task gets a process of its own, whose end frees the GPU.
+"""
+
+from typing import Any, cast
+
+from cft_ray.errors import UserError
+from cft_ray.evaluation.rows import Evaluation
+from cft_ray.grid.benchmarks import BENCHMARKS
+from cft_ray.plan.specs import EvaluateSpec
+from cft_ray.stages.context import StageContext
+
+
+def run(context: StageContext) -> dict[str, Any]:
+    """Evaluate and write ``tables/scores.parquet`` and ``tables/samples.parquet``.
+
+    Returns:
+        language -> value of the shown metric, and ``mean`` over the languages.
+
+    Raises:
+        UserError: a benchmark that cannot be run yet, an unknown task or metric, items or a model that cannot be loaded.
+    """
+    import pyarrow.parquet as pq
+    import ray
+
+    from cft_ray.metrics.schemas import table_of
+
+    spec = cast(EvaluateSpec, context.stage.spec)
+    declared = BENCHMARKS.get(spec.benchmark)
+    if declared is not None and declared.missing:
+        raise UserError(f"the benchmark cannot be run yet: {declared.missing}", where=f"benchmark {spec.benchmark}")
+    needs = context.stage.resources
+    context.progress(note=", ".join(spec.tasks.values()))
+    # A strategy by name, so that the task does not land in the placement group of the light driver that starts it.
+    task = ray.remote(_evaluate).options(
+        num_cpus=needs.cpus, num_gpus=needs.gpus, scheduling_strategy="DEFAULT", max_retries=1, name=f"evaluate {spec.benchmark}"
+    )
+    result: Evaluation = ray.get(task.remote(context))
+    tables = context.output / "tables"
+    tables.mkdir()
+    pq.write_table(table_of("scores", result.scores), tables / "scores.parquet")
+    pq.write_table(table_of("samples", result.samples), tables / "samples.parquet")
+    return {**result.shown, "mean": sum(result.shown.values()) / len(result.shown)}
+
+
+def _evaluate(context: StageContext) -> Evaluation:
+    """In the worker: the inputs are fetched where they are read."""
+    from cft_ray.evaluation.models import load_model
+
+    spec = cast(EvaluateSpec, context.stage.spec)
+    items = context.input("data") / "rows.parquet" if "data" in context.stage.inputs else None
+    model = load_model(context.model("model"), spec, gpus=int(context.stage.resources.gpus))
+    from cft_ray.evaluation.harness import run_benchmark
+
+    return run_benchmark(model, spec, items)
