@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cft_ray.artifacts.storage import Storage
@@ -128,7 +128,7 @@ class Reporter:
             try:
                 ray.get(getattr(self._actor, method).remote(*arguments))
                 return
-            except ray.exceptions.RayTaskError as error:
+            except RayTaskError as error:
                 if isinstance(error.cause, UserError):
                     raise error.cause from None
                 raise

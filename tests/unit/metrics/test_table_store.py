@@ -1,0 +1,181 @@
+"""The table as a set of keyed rows: whatever is sent twice, crashes in between or is compacted, the set is the same."""
+
+import os
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import cft_ray
+from cft_ray.artifacts.storage import Storage
+from cft_ray.errors import UserError
+from cft_ray.metrics import store as store_module
+from cft_ray.metrics.schemas import table_of
+from cft_ray.metrics.store import Append, DamagedFileWarning, TableStore
+
+
+def steps(fingerprint: str, attempt: int, sequence: int, count: int) -> Append:
+    """The loss says whose row it is, so that a mixed-up row is seen."""
+    rows = [{"step": n, "loss": attempt * 1000.0 + n} for n in range(sequence, sequence + count)]
+    return Append(fingerprint, attempt, sequence, table_of("steps", rows))
+
+
+def on_disk(folder: Path) -> list[tuple]:
+    """Every row of every file, by polars alone."""
+    files = sorted((folder / "tables" / "steps").glob("*.parquet"))
+    columns = ["fingerprint", "attempt", "sequence", "step", "loss"]
+    return [row for file in files for row in pl.read_parquet(file).select(columns).rows()]
+
+
+def read(folder: Path) -> list[tuple]:
+    """What a reader of the library sees, all attempts."""
+    columns = ["fingerprint", "attempt", "sequence", "step", "loss"]
+    return sorted(cft_ray.open(folder)._table("steps").select(columns).collect().rows())
+
+
+def expected(*ranges: tuple[str, int, int, int]) -> list[tuple]:
+    keys = {(f, a, n) for f, a, start, count in ranges for n in range(start, start + count)}
+    return sorted((f, a, n, n, a * 1000.0 + n) for f, a, n in keys)
+
+
+RANGE = st.tuples(st.sampled_from("fg"), st.integers(1, 2), st.integers(0, 12), st.integers(1, 6))
+ACTION = st.one_of(st.lists(RANGE, min_size=1, max_size=3), st.sampled_from(["restart", "merge", "compact"]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(ACTION, max_size=10))
+def test_any_history_is_the_union_of_what_was_sent(actions):
+    with TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store_module, "FAN_IN", 2)
+        storage = Storage(name)
+        store, sent = TableStore(storage, "steps"), []
+        for action in actions:
+            if action == "restart":
+                store = TableStore(storage, "steps")
+            elif action == "merge":
+                store.merge_levels()
+            elif action == "compact":
+                store.compact()
+            else:
+                new = len(expected(*sent, *action)) - len(expected(*sent))
+                assert store.commit(steps(*item) for item in action) == new
+                sent += action
+            assert sorted(on_disk(Path(name))) == expected(*sent)  # durable at once, and nothing doubled
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path, monkeypatch):
+    store = TableStore(Storage(tmp_path), "steps")
+    store.commit([steps("f", 1, 0, 3)])
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(UserError):
+            store.commit([steps("f", 1, 3, 3)])
+    assert read(tmp_path) == expected(("f", 1, 0, 3))
+    assert store.commit([steps("f", 1, 3, 3)]) == 3
+    assert read(tmp_path) == expected(("f", 1, 0, 6))
+
+
+class Crash(BaseException):
+    """Stands for the process ending at this very point."""
+
+
+@pytest.mark.parametrize("point", range(6))
+def test_a_crash_at_any_point_of_a_compaction(tmp_path, monkeypatch, point):
+    storage = Storage(tmp_path)
+    store = TableStore(storage, "steps")
+    for number in range(5):
+        store.commit([steps("f", 1, 4 * number, 4)])
+    calls = 0
+
+    def crashing(change):
+        def call(self, *parts, **data):
+            nonlocal calls
+            if calls == point:
+                raise Crash
+            calls += 1
+            return change(self, *parts, **data)
+
+        return call
+
+    with monkeypatch.context() as patch:  # one write, then five removals: the crash comes before the point-th of them
+        patch.setattr(Storage, "write", crashing(Storage.write))
+        patch.setattr(Storage, "delete", crashing(Storage.delete))
+        with pytest.raises(Crash):
+            store.compact()
+    assert read(tmp_path) == expected(("f", 1, 0, 20))
+    assert cft_ray.open(tmp_path).steps().collect()["step"].to_list() == list(range(20))
+    again = TableStore(storage, "steps")
+    assert again.commit([steps("f", 1, 10, 12)]) == 2
+    again.compact()
+    assert sorted(on_disk(tmp_path)) == expected(("f", 1, 0, 22))
+    assert len(list((tmp_path / "tables" / "steps").iterdir())) == 1
+
+
+def test_two_writers_on_one_folder(tmp_path):
+    stores = [TableStore(Storage(tmp_path), "steps") for _ in range(2)]
+    for number in range(4):
+        for store in stores:
+            store.commit([steps("f", 1, 3 * number, 5)])  # both write the same rows
+    stores[0].compact()
+    assert read(tmp_path) == expected(("f", 1, 0, 14))
+    stores[1].compact()
+    assert read(tmp_path) == expected(("f", 1, 0, 14))
+
+
+def test_levels_keep_the_files_few(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "FAN_IN", 4)
+    store = TableStore(Storage(tmp_path), "steps")
+    for number in range(70):
+        store.commit([steps("f", 1, number, 1)])
+        store.merge_levels()
+        assert len(list((tmp_path / "tables" / "steps").iterdir())) <= 4 * 3
+    assert sorted(on_disk(tmp_path)) == expected(("f", 1, 0, 70))
+
+
+def test_compaction_is_bounded_and_leaves_what_is_not_ours(tmp_path, monkeypatch):
+    store = TableStore(Storage(tmp_path), "steps")
+    for number in range(6):
+        store.commit([steps("f", 1, 4 * number, 4)])
+    folder = tmp_path / "tables" / "steps"
+    size = max(file.stat().st_size for file in folder.iterdir())
+    foreign = {"notes.txt": b"mine", "broken.parquet": b"PAR1 no", f"0-{'0' * 32}.parquet": b"PAR1 no"}
+    for name, content in foreign.items():
+        (folder / name).write_bytes(content)
+    monkeypatch.setattr(store_module, "LARGEST", 3 * size)
+    with pytest.warns(DamagedFileWarning):
+        store = TableStore(Storage(tmp_path), "steps")
+        store.compact()
+        assert 2 <= len(list(folder.iterdir())) - len(foreign) <= 3
+        assert read(tmp_path) == expected(("f", 1, 0, 24))
+    assert {name: (folder / name).read_bytes() for name in foreign} == foreign
+
+
+def test_temporary_files_of_a_crash_are_removed_when_old(tmp_path):
+    TableStore(Storage(tmp_path), "steps").commit([steps("f", 1, 0, 1)])
+    folder = tmp_path / "tables" / "steps"
+    for name in (".0-old.parquet-x", ".0-new.parquet-x"):
+        (folder / name).write_bytes(b"half")
+    os.utime(folder / ".0-old.parquet-x", (time.time() - 7200, time.time() - 7200))
+    TableStore(Storage(tmp_path), "steps")
+    assert {file.name for file in folder.glob(".*")} == {".0-new.parquet-x"}
+
+
+def test_every_table_survives_a_merge(tmp_path):
+    sample = {"benchmark": "b", "task": "t", "language": "en", "item": "1", "metrics": [{"metric": "em", "value": 1.0}]}
+    layer = {"model": "m", "layer": 0, "mean": [0.5, 1.5], "variance": 1.0}
+    for table, row in (("samples", sample), ("layers", layer)):
+        store = TableStore(Storage(tmp_path), table)
+        for number in range(3):
+            store.commit([Append("f", 1, 2 * number, table_of(table, [row, row]))])
+        store.compact()
+        rows = cft_ray.open(tmp_path)._table(table).sort("sequence").collect().to_dicts()
+        assert [r["sequence"] for r in rows] == list(range(6))
+        assert all({**r, **row} == r for r in rows)
