@@ -1,1 +1,1 @@
-
+"""The grid: what to run, from YAML to cells. Pure: no Ray, no torch."""

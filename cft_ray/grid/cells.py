@@ -165,13 +165,16 @@ class _Variants:
                 phase1=self._training(everywhere, phase1) if trains else None,
                 phase2=self._training(everywhere, phase2, mine),
                 sampling=self._sampling(self.replay | _below(settings, "replay")),
-                given={
-                    checkpoint: self._training(everywhere, (source.train.training, ("models", model, checkpoint, "train", "training")))
-                    for checkpoint, source in self.grid.models[model].items()
-                    if source.train is not None
-                },
+                given=self._given(model, everywhere),
                 path=strategy.path,
             )
+
+    def _given(self, model: str, everywhere: Layer) -> dict[str, TrainingSettings]:
+        return {
+            name: self._training(everywhere, (source.train.training, ("models", model, name, "train", "training")))
+            for name, source in self.grid.models[model].items()
+            if source.train is not None
+        }
 
     def _axes(self, model: str, trains: bool, strategy: ChosenStrategy) -> list[Axis]:
         """The swept settings that this variant obeys: one that is overridden wherever it counts would only double cells."""

@@ -19,7 +19,9 @@ def nearest(name: str, known: Sequence[str]) -> str:
     return f"did you mean {' or '.join(folded[item] for item in close)}?" if close else f"known: {', '.join(known)}"
 
 
-def as_user_error(error: ValidationError, model: type[BaseModel], raw: Any, source: Source, at: tuple[str | int, ...] = ()) -> UserError:
+def as_user_error(
+    error: ValidationError, model: type[BaseModel], raw: Any, source: Source, at: tuple[str | int, ...] = ()
+) -> UserError:
     """The first of pydantic's complaints, with the number of the others.
 
     Args:
@@ -70,7 +72,7 @@ def adapter(model: type[BaseModel], key: str) -> TypeAdapter[Any]:
     """What validates one field of a model by itself, its limits included."""
     if (model, key) not in _adapters:
         field = model.model_fields[key]
-        annotation = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+        annotation: Any = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
         _adapters[model, key] = TypeAdapter(annotation)
     return _adapters[model, key]
 
@@ -79,9 +81,8 @@ def _inside(raw: Any, loc: Sequence[str | int]) -> tuple[str | int, ...]:
     """The part of pydantic's location that exists in the file (it also names union members and validators)."""
     path: list[str | int] = []
     for index, part in enumerate(loc):
-        if isinstance(raw, dict) and part in raw:
-            raw = raw[part]
-        elif isinstance(raw, list) and isinstance(part, int) and part < len(raw):
+        listed = isinstance(raw, list) and isinstance(part, int) and part < len(raw)
+        if listed or (isinstance(raw, dict) and part in raw):
             raw = raw[part]
         elif index == len(loc) - 1 and isinstance(raw, dict) and isinstance(part, str) and part != "[key]":
             return (*path, part)  # a key that is missing

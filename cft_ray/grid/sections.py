@@ -111,8 +111,12 @@ class DatasetSource(Settings):
     revision: str | None = Field(default=None, description="commit, tag or branch of `hub`; a commit cannot move")
     config: str | None = Field(default=None, description="hub configuration name")
     split: str = Field(default="train", description="hub split")
-    hub_files: str | None = Field(default=None, description="file pattern inside the hub repository; `{language}` and `*` allowed")
-    files: str | None = Field(default=None, description="path or URI of local files (parquet, json, jsonl, csv); `{language}` and `*` allowed")
+    hub_files: str | None = Field(
+        default=None, description="file pattern inside the hub repository; `{language}` and `*` allowed"
+    )
+    files: str | None = Field(
+        default=None, description="path or URI of local files (parquet, json, jsonl, csv); `{language}` and `*` allowed"
+    )
     toy: str | None = Field(default=None, description="name of a toy-world data set")
     missing: str | None = Field(
         default=None,
@@ -124,13 +128,15 @@ class DatasetSource(Settings):
     columns: dict[str, str] | None = Field(default=None, description="instead of `format`: canonical column -> its column")
     rows: int | None = Field(default=None, gt=0, description="rows kept per language, a seeded sample; all if none")
     english: str | None = Field(default=None, description="its English counterpart among `datasets`, for replay")
-    template: TemplateChoice | None = Field(default=None, description="how its rows become text; none: the checkpoint's, else the grid's")
-    size_hint: SizeHint | None = None
+    template: TemplateChoice | None = Field(
+        default=None, description="how its rows become text; none: the checkpoint's, else the grid's"
+    )
+    size_hint: SizeHint | None = Field(default=None, description="its size, for estimates where it is not known")
 
     @model_validator(mode="after")
     def _one_origin(self) -> "DatasetSource":
         origins = [name for name in ("hub", "files", "toy") if getattr(self, name) is not None]
-        if len(origins) > 1 or not origins and self.missing is None:
+        if len(origins) > 1 or (not origins and self.missing is None):
             raise ValueError(f"give exactly one of hub, files, toy, not {' and '.join(origins) or 'none of them'}")
         if self.hub is None and (self.revision or self.config or self.hub_files):
             raise ValueError("`revision`, `config` and `hub_files` go with `hub`")
@@ -189,7 +195,9 @@ class Evaluation(Settings):
     benchmarks: list[Annotated[BenchmarkChoice, _key("name")]] = Field(min_length=1, description="names, or mappings with `name`")
     limit: int | None = Field(default=None, gt=0, description="items per task; all if none")
     backend: Literal["vllm", "hf"] = Field(default="vllm", description="the engine below lm-evaluation-harness")
-    generation: dict[str, Any] = Field(default_factory=dict, description="changes to how answers are generated, for all benchmarks")
+    generation: dict[str, Any] = Field(
+        default_factory=dict, description="changes to how answers are generated, for all benchmarks"
+    )
     template: Annotated[Literal["task", "model"] | Template, _template_word] = Field(
         default="task",
         description="how a prompt is wrapped. task: as the task gives it; model: in the words in which the model was "
@@ -209,19 +217,23 @@ class StageResources(Settings):
 class Cluster(Settings):
     """What it runs on, for admission and estimates; decides no result."""
 
-    device: str | None = Field(default=None, description="accelerator, e.g. A100-80GB, H100, H200; none: estimates stay without time")
+    device: str | None = Field(
+        default=None, description="accelerator, e.g. A100-80GB, H100, H200; none: estimates stay without time"
+    )
     price_per_device_hour: float | None = Field(default=None, ge=0, description="what one device costs per hour")
-    currency: str = "USD"
+    currency: str = Field(default="USD", description="of the price")
     max_devices: int | None = Field(default=None, gt=0, description="most devices that the cluster can have at once")
     mfu: float = Field(default=0.4, gt=0, le=1, description="assumed share of the device's peak FLOP/s that training reaches")
-    characters_per_token: float = Field(default=4.0, gt=0, description="assumed, where only the characters of a data set are known")
+    characters_per_token: float = Field(
+        default=4.0, gt=0, description="assumed, where only the characters of a data set are known"
+    )
 
 
 class Logger(Settings):
     """A further place for training curves, beside the tables."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
-    name: Literal["tensorboard", "mlflow", "wandb"]
+    name: Literal["tensorboard", "mlflow", "wandb"] = Field(description="which")
 
     @property
     def options(self) -> dict[str, Any]:
@@ -235,11 +247,11 @@ Values = Annotated[list[str | int], BeforeValidator(_listed, json_schema_input_t
 class Filter(Settings):
     """Which cells: all of its fields must match, each by one of its values (`*`, `?` and `[…]` as in file names)."""
 
-    model: Values | None = None
-    phase1: Values | None = None
-    phase2: Values | None = None
-    strategy: Values | None = None
-    seed: Values | None = None
+    model: Values | None = Field(default=None, description="one, or a list")
+    phase1: Values | None = Field(default=None, description="one, or a list")
+    phase2: Values | None = Field(default=None, description="one, or a list")
+    strategy: Values | None = Field(default=None, description="one, or a list")
+    seed: Values | None = Field(default=None, description="one, or a list")
     settings: dict[str, Any] = Field(default_factory=dict, description="swept setting (as in a cell's name) -> value or list")
 
 

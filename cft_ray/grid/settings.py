@@ -1,6 +1,6 @@
 """Settings that a grid sets and a stage obeys. Shared by the grid schema and by the specs; pure."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -11,7 +11,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-def _not_identity(default, description: str, **limits):  # noqa: ANN001, ANN202 - a pydantic field of any type
+def _not_identity(default: Any, description: str, **limits: Any) -> Any:
     return Field(default=default, description=description, json_schema_extra={"identity": False}, **limits)
 
 
@@ -71,11 +71,13 @@ class TrainingSettings(Settings):
     micro_batch_tokens: int = _not_identity(8192, "most tokens of one forward pass of one worker", gt=0)
     gradient_checkpointing: bool = _not_identity(False, "recompute activations in the backward pass")
     offload: Literal["none", "optimizer", "all"] = _not_identity("none", "ZeRO-3 offload to CPU: optimizer, or parameters too")
-    checkpoint_every: int | None = _not_identity(None, "optimizer steps between mid-run checkpoints; none: no mid-run checkpoint", gt=0)
+    checkpoint_every: int | None = _not_identity(
+        None, "optimizer steps between mid-run checkpoints; none: no mid-run checkpoint", gt=0
+    )
 
     @model_validator(mode="before")
     @classmethod
-    def _steps_replace_epochs(cls, data):  # noqa: ANN001, ANN206
+    def _steps_replace_epochs(cls, data: Any) -> Any:
         if isinstance(data, dict) and data.get("steps") is not None and "epochs" not in data:
             return {**data, "epochs": None}
         return data

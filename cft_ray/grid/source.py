@@ -18,10 +18,13 @@ from cft_ray.errors import UserError
 MAX_BYTES = 1 << 20
 MAX_VALUES = 200_000
 MAX_DEPTH = 40
-_SECRET = re.compile(r"(^|[_.-])(password|passwd|secret|secret_key|api_?key|access_key|(access|api|auth|bearer|hf|hub)_?token)$|^token$")
+_SECRET = re.compile(
+    r"(^|[_.-])(password|passwd|secret|secret_key|api_?key|access_key|(access|api|auth|bearer|hf|hub)_?token)$|^token$"
+)
 _CREDENTIALS = re.compile(r"^[a-z][a-z0-9+]*://[^/@\s]*:[^/@\s]+@", re.IGNORECASE)
 
 Path_ = tuple[str | int, ...]
+"""Of a value inside the grid."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -34,7 +37,11 @@ for _tag, _pattern, _first in (
     ("null", r"^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
     ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", list("tTfF")),
     ("int", r"^[-+]?[0-9]+$", list("-+0123456789")),
-    ("float", r"^(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$", list("-+.0123456789")),
+    (
+        "float",
+        r"^(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$",
+        list("-+.0123456789"),
+    ),
 ):
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first)
 

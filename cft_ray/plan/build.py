@@ -113,7 +113,7 @@ class _Builder:
         data = self._dataset(variant.pair.phase2)
         template = self._template(variant.pair.phase2, variant, phase1)
         label = _label(variant, seed if self.several else None)
-        mine = self._strategy_stages(variant, seed, base, phase1, data, label)
+        mine = self._strategy_stages(variant, seed, base, phase1, data)
         settings = variant.settings
         if not any(stage.kind == "replay" for stage in mine.values()):  # then how replay is sampled is nothing to it
             settings = {path: value for path, value in settings.items() if not path.startswith("replay.")}
@@ -228,9 +228,9 @@ class _Builder:
         named = checkpoints.get(variant.pair.phase1) or checkpoints["base"]
         return named.template or self.grid.template
 
-    def _strategy_stages(
-        self, variant: Variant, seed: int, base: _Model, phase1: _Model, data: Stage, label: str
-    ) -> dict[str, Stage]:
+    def _strategy_stages(self, variant: Variant, seed: int, base: _Model, phase1: _Model, data: Stage) -> dict[str, Stage]:
+        # Named without the strategy: other strategies may share them.
+        label = f"{variant.model} {variant.pair.phase1}→{variant.pair.phase2}" + (f" seed {seed}" if self.several else "")
         counterpart = self.grid.datasets[variant.pair.phase2].english
         english = self._known_dataset(counterpart) if counterpart is not None else None
         phase2 = Phase2(

@@ -12,6 +12,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from cft_ray.errors import UserError
 
@@ -62,7 +63,7 @@ class Digests:
         if "config.json" not in names:
             what = "holds no config.json" if files else "does not exist, or is empty"
             raise UserError(f"the model's folder {path} {what}", where=where, fix="a folder written by save_pretrained")
-        start = os.path.commonpath([file for _, file, _, _ in files]) if len(files) > 1 else str(PurePosixPath(files[0][1]).parent)
+        start = os.path.commonpath([str(PurePosixPath(file).parent) for _, file, _, _ in files])
         return _over((os.path.relpath(file, start), self._file(fs, file, size, at, where)) for fs, file, size, at in files)
 
     def save(self) -> None:
@@ -77,7 +78,7 @@ class Digests:
             Path(temporary).replace(self.cache)
             self._changed = False
 
-    def _file(self, filesystem: object, path: str, size: int, changed: int, where: str) -> str:
+    def _file(self, filesystem: Any, path: str, size: int, changed: int, where: str) -> str:
         key = f"{path}|{size}|{changed}" if changed else ""
         known = self._load()
         if key and key in known:
@@ -101,7 +102,7 @@ class Digests:
         return self._known
 
 
-_Found = tuple[object, str, int, int]
+_Found = tuple[Any, str, int, int]
 """Filesystem (None: this machine's), path, bytes, time of change in nanoseconds (0: unknown)."""
 
 
@@ -141,10 +142,9 @@ def _below(folder: str, *, recursive: bool = True) -> Iterable[_Found]:
     return sorted(((filesystem, info.path, info.size, info.mtime_ns or 0) for info in infos), key=lambda item: item[1])
 
 
-def _sha256(filesystem: object, path: str) -> str:
+def _sha256(filesystem: Any, path: str) -> str:
     digest = hashlib.sha256()
-    opened = Path(path).open("rb") if filesystem is None else filesystem.open_input_stream(path)  # type: ignore[attr-defined]
-    with opened as stream:
+    with Path(path).open("rb") if filesystem is None else filesystem.open_input_stream(path) as stream:
         while block := stream.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()

@@ -51,11 +51,10 @@ def training_memory(shape: Shape, training: TrainingSettings, workers: int) -> T
     tokens = max(training.micro_batch_tokens, training.packing or training.max_length)
     # Kept for the backward pass: block input, both norms' outputs, queries, attention's output, the MLP's residual
     # input; keys and values; gate, up, the gate's activation and the product.
-    block = width * tokens * (
-        4 * shape.hidden
-        + 2 * shape.heads * shape.head_size
-        + 2 * shape.kv_heads * shape.head_size
-        + 4 * shape.intermediate
+    block = (
+        width
+        * tokens
+        * (4 * shape.hidden + 2 * shape.heads * shape.head_size + 2 * shape.kv_heads * shape.head_size + 4 * shape.intermediate)
     )
     kept = block + shape.layers * width * tokens * shape.hidden if training.gradient_checkpointing else shape.layers * block
     return TrainingMemory(

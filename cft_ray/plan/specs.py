@@ -41,7 +41,7 @@ class Spec(BaseModel):
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """As pydantic's; what is kept of the original's identity does not go along."""
         copy = super().model_copy(update=update, deep=deep)
-        copy.__dict__.pop("canonical", None)
+        vars(copy).pop("canonical", None)
         return copy
 
 
@@ -146,6 +146,4 @@ class EvaluateSpec(Spec):
 
 
 AnySpec = Annotated[DatasetSpec | FinetuneSpec | ReplaySpec | DriftSpec | EvaluateSpec, Field()]
-SPECS: dict[str, type[Spec]] = {
-    spec.kind: spec for spec in (DatasetSpec, FinetuneSpec, ReplaySpec, DriftSpec, EvaluateSpec)
-}
+SPECS: dict[str, type[Spec]] = {spec.kind: spec for spec in (DatasetSpec, FinetuneSpec, ReplaySpec, DriftSpec, EvaluateSpec)}

@@ -45,6 +45,7 @@ class Stage:
 
     @property
     def kind(self) -> str:
+        """Of the spec."""
         return self.spec.kind
 
     @cached_property
