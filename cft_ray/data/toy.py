@@ -15,7 +15,9 @@ from hashlib import sha256
 from cft_ray.data.toy_tasks import LANGUAGES, Family, Task, tasks
 from cft_ray.errors import UserError
 
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
+LETTERS = "abcdefghijkl"
+"""Items are of one length (words of four letters, one number of three digits or two of two), and letters are few: a model
+of half a million parameters then learns to copy and turn them within some hundred steps."""
 SYSTEMS: dict[str, tuple[str, ...]] = {
     "en": ("Be brief.", "Think, then answer."),
     "de": ("Sei kurz.", "Denk nach, dann antworte."),
@@ -123,12 +125,12 @@ def _item(task: Task, wanted: bool, *key: object, asked: Collection[tuple[str, s
     for attempt in range(1000):
         draws = _Draws(*key, attempt)
         if task.family == "letters":
-            item = "".join(LETTERS[draws.below(len(LETTERS))] for _ in range(3 + draws.below(3)))
+            item = "".join(LETTERS[draws.below(len(LETTERS))] for _ in range(4))
         elif task.operands == 1:
-            item = str(draws.below(10_000))
+            item = str(100 + draws.below(899))
         else:
-            first, second = draws.below(1000), draws.below(1000)
-            item = f"{first} {second if second != first else second + 1}"  # of two equal numbers none is larger
+            first, second = 10 + draws.below(90), 10 + draws.below(89)
+            item = f"{first} {second + (second >= first)}"  # never equal: of two equal numbers none is larger
         if held_out(item) == wanted and (task.name, item) not in asked:
             return item
     raise UserError(f"the task {task.name!r} has too few items", where="datasets", fix="ask for fewer rows")
@@ -154,13 +156,13 @@ def _question(name: str, toy: ToyDataset, language: str, number: int, seed: int,
 
 
 def _text(name: str, toy: ToyDataset, language: str, number: int, seed: int) -> dict[str, str]:
-    """A line of text: a sentence, or examples of one task that nothing names."""
+    """A line of text: a sentence, or examples of one task that nothing names; the id says which."""
     draws = _Draws(seed, name, language, number)
     if draws.below(4) == 0:
-        text = " ".join(part[draws.below(len(part))] for part in SENTENCES[language]) + "."
+        kind, text = "sentence", " ".join(part[draws.below(len(part))] for part in SENTENCES[language]) + "."
     else:
         choices = [task for family in toy.families for task in tasks(family)]
         task = choices[draws.below(len(choices))]
         items = [_item(task, False, seed, name, language, number, place) for place in range(3)]
-        text = ", ".join(f"{item} = {task.answer(item)}" for item in items)
-    return {"id": "text", "system": "", "instruction": "", "input": "", "output": text}
+        kind, text = task.name, ", ".join(f"{item} = {task.answer(item)}" for item in items)
+    return {"id": kind, "system": "", "instruction": "", "input": "", "output": text}

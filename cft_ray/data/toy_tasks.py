@@ -127,12 +127,12 @@ TASKS: tuple[Task, ...] = (
         "Please exchange these two",
     ),
     Task(
-        "digits",
+        "join",
         "numbers",
-        1,
-        lambda item: "".join(sorted(item)),
-        {"en": "Sort the digits", "de": "Sortiere die Ziffern", "es": "Ordena las cifras", "sw": "Panga tarakimu"},
-        "Please put the digits in order",
+        2,
+        lambda item: item.replace(" ", ""),
+        {"en": "Join the numbers", "de": "Verbinde die Zahlen", "es": "Une los números", "sw": "Unganisha namba"},
+        "Please put these together",
     ),
 )
 

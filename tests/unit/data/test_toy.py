@@ -1,0 +1,163 @@
+"""The toy world against a checker of its own, which knows the tasks only by the words of their instructions."""
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from itertools import islice, pairwise
+
+import pytest
+
+from cft_ray.data.toy import TOY, generate
+from cft_ray.errors import UserError
+
+# What each instruction asks for, written down a second time: a word that only this instruction has -> the answer.
+CHECKS = {
+    r"everse|turn this around|Kehre|Invierte|Geuza": lambda item: "".join(item[-1 - i] for i in range(len(item))),
+    r"capitals|shout|groß|mayúsculas|kubwa$": lambda item: "".join(chr(ord(c) - 32) for c in item),
+    r"twice|two times|zweimal|dos veces|mara mbili": lambda item: f"{item}{item}",
+    r"first|begin|ersten|primera|kwanza": lambda item: item[:1],
+    r"last|end\?|letzten|última|mwisho": lambda item: item[-1:],
+    r"next|further|nächste|siguiente|inayofuata": lambda item: f"{int(item) - -1}",
+    r"larger|more|größere|mayor$|namba kubwa": lambda item: max(item.split(), key=int),
+    r"smaller|less|kleinere|menor|ndogo": lambda item: min(item.split(), key=int),
+    r"Swap|exchange|Tausche|Intercambia|Badilisha": lambda item: re.sub(r"(\d+) (\d+)", r"\2 \1", item),
+    r"Join|together|Verbinde|Une|Unganisha": lambda item: str(int(item.split()[0]) * 100 + int(item.split()[1])),
+}
+
+
+def rows(name: str, count: int | None = None, seed: int = 0) -> list[dict[str, str]]:
+    return [row for language in TOY[name].languages for row in generate(name, language, count, seed)]
+
+
+def check(row: dict[str, str]) -> str:
+    numbers = row["input"][0].isdigit()
+    fits = [
+        answer(row["input"])
+        for place, (words, answer) in enumerate(CHECKS.items())
+        if (place >= 5) == numbers and re.search(words, row["instruction"])
+    ]
+    assert len(fits) == 1, row
+    return fits[0]
+
+
+@pytest.mark.parametrize("name", [name for name in TOY if name != "mixture"])
+def test_every_answer_is_right(name: str) -> None:
+    for row in rows(name, 500 if not TOY[name].held_out else None):
+        assert row["output"] == check(row), row
+
+
+def test_the_mixtures_examples_are_right() -> None:
+    names = ["reverse", "capitals", "twice", "first", "last", "next", "larger", "smaller", "swap", "join"]
+    tasks = dict(zip(names, CHECKS.values(), strict=True))
+    kinds = set()
+    for row in rows("mixture", 300):
+        kind = row["id"].split("-")[0]
+        kinds.add(kind)
+        if kind != "sentence":
+            for example in row["output"].split(", "):
+                item, answer = example.split(" = ")
+                assert tasks[kind](item) == answer, row
+    assert kinds == {*names, "sentence"}
+
+
+def test_families_are_the_ones_promised() -> None:
+    for name, toy in TOY.items():
+        if toy.text:
+            continue
+        found = {"numbers" if row["input"][0].isdigit() else "letters" for row in rows(name, 50)}
+        assert found == set(toy.families), name
+
+
+def test_no_evaluation_item_is_trained_on() -> None:
+    def parts(item: str) -> str:
+        return " ".join(sorted(item.split())) if item[0].isdigit() else "".join(sorted(item))
+
+    trained = {parts(row["input"]) for name in TOY if not TOY[name].held_out for row in rows(name, 3000) if row["input"]}
+    trained |= {
+        parts(example.split(" = ")[0])
+        for row in rows("mixture")
+        if " = " in row["output"]
+        for example in row["output"].split(", ")
+    }
+    asked = {parts(row["input"]) for name in TOY if TOY[name].held_out for row in rows(name)}
+    assert len(asked) > 250
+    assert not trained & asked
+
+
+def test_evaluation_asks_nothing_twice() -> None:
+    for name in (name for name in TOY if TOY[name].held_out):
+        asked = [(row["language"], row["instruction"], row["input"]) for row in rows(name)]
+        assert len(set(asked)) == len(asked)
+
+
+def test_evaluation_is_balanced_over_tasks_at_every_length() -> None:
+    for length in (50, 200):
+        tasks = [row["id"].split("-")[0] for row in islice(generate("eval_letters", "en"), length)]
+        assert {tasks.count(task) for task in tasks} == {length // 5}
+
+
+@pytest.mark.parametrize("name", list(TOY))
+def test_ids_are_unique_and_a_longer_data_set_begins_with_the_shorter(name: str) -> None:
+    found = rows(name, 60)
+    assert len({row["id"] for row in found}) == len(found)
+    language = TOY[name].languages[-1]
+    assert list(generate(name, language, 20)) == list(generate(name, language, 60))[:20]
+
+
+def test_mopenorca_is_openorca_in_other_languages() -> None:
+    english = list(generate("openorca", "en", 200))
+    for language in TOY["mopenorca"].languages:
+        for left, right in zip(english, generate("mopenorca", language, 200), strict=True):
+            assert right["id"] == f"{left['id']}:{language}"
+            assert (right["input"], right["output"]) == (left["input"], left["output"])
+            assert bool(right["system"]) == bool(left["system"])
+            assert right["instruction"] != left["instruction"]
+
+
+def test_multialpaca_is_not_alpaca_translated() -> None:
+    items = [[row["input"] for row in generate("alpaca", "en", 1000)]]
+    items += [[row["input"] for row in generate("multialpaca", language, 1000)] for language in TOY["multialpaca"].languages]
+    for left, right in pairwise(items):
+        assert sum(a == b for a, b in zip(left, right, strict=True)) < 10
+
+
+def test_another_seed_gives_other_rows_and_the_same_split() -> None:
+    assert list(generate("alpaca", "en", 10, seed=1)) != list(generate("alpaca", "en", 10, seed=0))
+    trained = {"".join(sorted(row["input"])) for row in generate("alpaca", "en", 2000, seed=1)}
+    assert not trained & {"".join(sorted(row["input"])) for row in generate("eval_letters", "en")}
+
+
+def test_rows_are_the_same_in_every_process() -> None:
+    code = (
+        "import hashlib, json; from cft_ray.data.toy import TOY, generate;"
+        "print(hashlib.sha256(json.dumps([list(generate(n, l, 40, 7)) for n in sorted(TOY) for l in TOY[n].languages],"
+        " sort_keys=True).encode()).hexdigest())"
+    )
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        for seed in ("1", "2")
+    }
+    here = [list(generate(name, language, 40, 7)) for name in sorted(TOY) for language in TOY[name].languages]
+    assert digests == {hashlib.sha256(json.dumps(here, sort_keys=True).encode()).hexdigest()}
+    assert digests == {DIGEST}
+
+
+def test_unknown_names_and_languages_are_refused() -> None:
+    with pytest.raises(UserError, match="no toy data set"):
+        next(generate("alpacca", "en"))
+    with pytest.raises(UserError, match="no language"):
+        next(generate("alpaca", "de"))
+
+
+def test_languages_word_their_tasks_differently() -> None:
+    for name in ("multialpaca", "mopenorca"):
+        wordings = [{row["instruction"] for row in generate(name, language, 50)} for language in TOY[name].languages]
+        assert all(not left & right for left, right in pairwise(wordings))
+
+
+DIGEST = "to be set"
