@@ -1,0 +1,233 @@
+"""The command `cft-ray`: each command is a few lines over a function that a script can call too.
+
+Everything heavy is imported inside the command that needs it, so that `plan` answers in about a second. Results go to
+standard output, everything else to standard error. Exit codes: see `docs/cli.md`.
+"""
+
+import json
+import sys
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from cft_ray.errors import UserError
+
+if TYPE_CHECKING:
+    import polars as pl
+    from rich.console import Console
+
+    from cft_ray.grid.schema import Grid
+
+EXIT_CODES = (
+    "Exit codes: 0 done; 1 not complete (a stage failed or is missing, a check is broken); "
+    "2 to be mended by you (command line, grid, files, storage); 130 interrupted."
+)
+app = typer.Typer(
+    name="cft-ray",
+    help="Experiment grids for continual fine-tuning of language models, on Ray.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+GridFile = Annotated[Path, typer.Argument(metavar="GRID", help="the grid's YAML file", show_default=False)]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PATH=VALUE", help="change one value of the grid; a list is swept", show_default=False),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of a table")]
+
+
+class Format(StrEnum):
+    """How `results` gives its rows."""
+
+    table = "table"
+    parquet = "parquet"
+    csv = "csv"
+    json = "json"
+
+
+def main() -> NoReturn:
+    """Entry point; turns what ends a command into its exit code."""
+    try:
+        app()
+    except UserError as error:
+        typer.echo(f"cft-ray: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("cft-ray: interrupted", err=True)
+        sys.exit(130)
+    sys.exit(0)
+
+
+@app.command(epilog=EXIT_CODES)
+def init(folder: Annotated[Path, typer.Argument(help="where to write; is made if need be")] = Path()) -> None:
+    """Write a commented grid that runs as it is, and a cluster to run larger ones on. Overwrites nothing."""
+    from cft_ray import starter
+
+    for path in starter.write(folder):
+        typer.echo(f"wrote {path}")
+    typer.echo(f"next: cft-ray plan {folder / 'grid.yaml'}")
+
+
+@app.command(epilog=EXIT_CODES)
+def plan(grid: GridFile, sets: Sets = None, as_json: AsJson = False) -> None:
+    """Show cells, unique stages, what is cached or new and why, and what it will take. Starts nothing."""
+    from cft_ray.plan import show
+    from cft_ray.plan.build import build
+
+    loaded = _load(grid, sets)
+    planned = build(loaded)
+    if any(source.files for source in loaded.datasets.values()):
+        from cft_ray.data.preflight import check_files
+
+        check_files(planned.stages.values())
+    if as_json:
+        _print_json(show.as_json(planned, loaded))
+    else:
+        show.show(planned, loaded, _console())
+
+
+@app.command(epilog=EXIT_CODES)
+def run(
+    grid: GridFile,
+    sets: Sets = None,
+    address: Annotated[
+        str | None,
+        typer.Option(envvar="RAY_ADDRESS", help="of a running Ray cluster, e.g. auto; a local one otherwise", show_default=False),
+    ] = None,
+) -> None:
+    """Do what is not done yet, then show the results. The same command continues after an interruption."""
+    from cft_ray.data.preflight import check_files
+    from cft_ray.plan.build import build, require_resolved
+
+    loaded = _load(grid, sets)
+    planned = build(loaded)
+    require_resolved(planned, loaded)
+    check_files(planned.stages.values())
+    from cft_ray.execute.run import run as execute  # Ray takes seconds to import: only for a grid that is in order
+
+    loggers = [{"use": logger.name, **logger.options} for logger in loaded.loggers]
+    uri = loaded.storage.uri
+    outcome = execute(planned, uri, address=address, concurrent=loaded.max_parallel, loggers=loggers)
+    _show_results(uri, loaded.name)
+    raise typer.Exit(outcome.exit_code)
+
+
+@app.command(epilog=EXIT_CODES)
+def status(
+    grid: GridFile,
+    sets: Sets = None,
+    as_json: AsJson = False,
+    errors: Annotated[bool, typer.Option("--errors", help="show errors whole")] = False,
+) -> None:
+    """Where the last run of a grid stands: done, running, failed and why. Exit code 0 when everything is there."""
+    loaded = _load(grid, sets)
+    from cft_ray.execute import status as stages
+
+    found = stages.status(loaded.storage.uri, loaded.name)
+    if as_json:
+        _print_json(found.to_json())
+    else:
+        stages.show(found, _console(), errors_whole=errors)
+    raise typer.Exit(int(found.count("done") < len(found.stages)))
+
+
+@app.command(epilog=EXIT_CODES)
+def results(
+    grid: Annotated[Path | None, typer.Argument(metavar="[GRID]", help="the grid's YAML file", show_default=False)] = None,
+    sets: Sets = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(help="where the results lie, without a grid those of all grids there (folder, s3://…)", show_default=False),
+    ] = None,
+    form: Annotated[
+        Format, typer.Option("--format", help="a table to read, or rows: one per cell, benchmark and language")
+    ] = Format.table,
+    output: Annotated[Path | None, typer.Option(help="file to write; standard output otherwise", show_default=False)] = None,
+) -> None:
+    """Show the scores of every cell: before, after Phase 1, after Phase 2, and the change."""
+    loaded = _load(grid, sets) if grid else None
+    uri = storage or (loaded and loaded.storage.uri)
+    if uri is None:
+        raise UserError("which results?", where="cft-ray results", fix="name a grid, or a storage with --storage")
+    name = loaded.name if loaded else None
+    if form is Format.table:
+        if output is not None:
+            raise UserError("a table to read is not written to a file", where="--output", fix="add --format parquet, csv or json")
+        _show_results(uri, name)
+        return
+    from cft_ray.metrics.show import export, exported
+
+    frame = _frame(uri, name, "results")
+    if output is not None:
+        export(frame, output, form)
+        typer.echo(f"wrote {frame.height} rows to {output}", err=True)
+    else:
+        typer.echo(exported(frame, form), nl=False)
+
+
+@app.command(epilog=EXIT_CODES)
+def schema() -> None:
+    """Print the JSON Schema of grid files."""
+    from cft_ray.grid.schema import json_schema
+
+    _print_json(json_schema())
+
+
+@app.command(epilog=EXIT_CODES)
+def doctor(
+    grid: Annotated[Path | None, typer.Argument(metavar="[GRID]", help="a grid to be run here", show_default=False)] = None,
+    sets: Sets = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check versions, devices, memory, storage, disk and the hub. Exit code 1 if something needed is broken."""
+    from cft_ray.doctor import examine, table
+
+    checks = examine(_load(grid, sets) if grid else None)
+    if as_json:
+        _print_json([asdict(check) for check in checks])
+    else:
+        _console().print(table(checks))
+    raise typer.Exit(int(any(check.state == "broken" for check in checks)))
+
+
+def _load(path: Path, sets: list[str] | None) -> "Grid":
+    from cft_ray.grid.schema import load_grid
+
+    return load_grid(path, sets or [])
+
+
+def _frame(uri: str, grid: str | None, name: str) -> "pl.DataFrame":
+    """`Results.results()` or `Results.summary()` of one grid, or of all."""
+    import polars as pl
+
+    import cft_ray
+
+    frame = getattr(cft_ray.open(uri), name)().collect()
+    return frame if grid is None else frame.filter(pl.col("grid") == grid)
+
+
+def _show_results(uri: str, grid: str | None) -> None:
+    from cft_ray.metrics.show import results_table
+
+    frame = _frame(uri, grid, "summary")
+    if frame.is_empty():
+        fix = "`cft-ray run GRID` makes some" if grid is None else "run it, or see `cft-ray results --storage` for other grids"
+        raise UserError(f"no results of {grid or 'any grid'} here yet", where=uri, fix=fix)
+    _console().print(results_table(frame, title=grid))
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    return Console()
+
+
+def _print_json(value: object) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
