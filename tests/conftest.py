@@ -1,6 +1,15 @@
 """What all tests share: an offline, single-threaded world, one Ray, one tiny model."""
 
 import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PLANTED = ROOT / "tests" / "planted"
+
+# Modules that Ray's workers must find too: stage kinds from outside the package.
+sys.path.insert(0, str(PLANTED))
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(PLANTED), os.environ.get("PYTHONPATH"))))
 
 # Before anything imports torch, transformers, vLLM or Ray: they read these once. Ray's workers inherit them.
 os.environ.update(
@@ -17,11 +26,8 @@ os.environ.update(
 )
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -84,12 +84,27 @@ class Lease:
 
 
 class Observer:
-    """Watches one stage's lease from outside, and takes it once it is free or its holder is dead."""
+    """Watches one stage's lease from outside, and takes it once it is free or its holder is dead.
 
-    def __init__(self, storage: Storage, fingerprint: str, run: str = "", expiry: float = EXPIRY) -> None:
-        self._storage, self._fingerprint, self._run, self._expiry = storage, fingerprint, run, expiry
+    Args:
+        storage: the storage root.
+        fingerprint: of the stage.
+        run: name of the run that would hold it.
+        expiry: seconds without a heartbeat that mean death.
+        clock: seconds, never going back.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        fingerprint: str,
+        run: str = "",
+        expiry: float = EXPIRY,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._storage, self._fingerprint, self._run, self._expiry, self._clock = storage, fingerprint, run, expiry, clock
         self._seen: tuple[str, int] | None = None
-        self._changed = time.monotonic()
+        self._changed = clock()
 
     def claim(self) -> Lease | None:
         """The lease, or None while another process holds it; call again after a while."""
@@ -121,8 +136,8 @@ class Observer:
         if record.machine == _machine() and _born(record.pid) != record.born:
             return True
         if self._seen != (record.holder, record.beat):
-            self._seen, self._changed = (record.holder, record.beat), time.monotonic()
-        return time.monotonic() - self._changed > self._expiry
+            self._seen, self._changed = (record.holder, record.beat), self._clock()
+        return self._clock() - self._changed > self._expiry
 
 
 def holder(storage: Storage, fingerprint: str) -> Record | None:

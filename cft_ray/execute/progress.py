@@ -105,7 +105,7 @@ class Display:
         if self._live is not None:
             self._live.start()
         else:
-            self._console.print(self._title, markup=False, highlight=False, soft_wrap=True)
+            self._line(self._title)
         self._thread.start()
         return self
 
@@ -128,10 +128,11 @@ class Display:
         if self._live is None:
             took = f" in {_duration(self._seconds[fingerprint])}" if state in (State.DONE, State.FAILED) else ""
             error = self._schedule.errors.get(fingerprint, "").splitlines()
-            line = f"[{_duration(now - self._begin)}] {state}: {self._name(fingerprint)}{took}"
-            self._console.print(
-                f"{line}{': ' + error[0] if error else ''}  ({self._counts()})", markup=False, highlight=False, soft_wrap=True
-            )
+            because = f": {error[0]}" if error else ""
+            self._line(f"[{_duration(now - self._begin)}] {state}: {self._name(fingerprint)}{took}{because}  ({self._counts()})")
+
+    def _line(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _refresh(self) -> None:
         while not self._stop.wait(1.0):
@@ -142,29 +143,24 @@ class Display:
                 self._last_line = time.monotonic()
                 for fingerprint in self._schedule.running[:SHOWN]:
                     if values := self._values.get(fingerprint):
-                        line = f"  {self._name(fingerprint)}: {_describe(values)}"
-                        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+                        self._line(f"  {self._name(fingerprint)}: {_describe(values)}")
 
     def _counts(self) -> str:
-        states = list(self._schedule.states.values())
-        finished = sum(state in (State.DONE, State.CACHED) for state in states)
-        failed = sum(state in (State.FAILED, State.SKIPPED) for state in states)
-        parts = [f"{finished} of {len(states)}"]
+        tally = self._schedule.tally
+        finished = tally[State.DONE] + tally[State.CACHED]
+        failed = tally[State.FAILED] + tally[State.SKIPPED]
+        parts = [f"{finished} of {len(self._schedule.states)}"]
         parts += [f"{failed} failed or skipped"] if failed else []
         parts += [f"about {_duration(left)} left"] if (left := self._eta()) else []
         return ", ".join(parts)
 
     def _eta(self) -> float | None:
         """Seconds left, from how fast the estimated costs were worked off in this run; None before anything is."""
-        worked = left = 0.0
-        for key, stage in self._schedule.stages.items():
-            state = self._schedule.states[key]
-            if state == State.DONE:
-                worked += stage.cost
-            elif state in (State.WAITING, State.READY, State.RUNNING):
-                part = _fraction(self._values.get(key, {})) if state == State.RUNNING else 0.0
-                worked += stage.cost * part
-                left += stage.cost * (1 - part)
+        costs = self._schedule.costs
+        worked, left = costs[State.DONE], costs[State.WAITING] + costs[State.READY] + costs[State.RUNNING]
+        for key in self._schedule.running:
+            part = self._schedule.stages[key].cost * _fraction(self._values.get(key, {}))
+            worked, left = worked + part, left - part
         elapsed = time.monotonic() - self._begin
         return elapsed * left / worked if worked > 0 and left > 0 else None
 

@@ -7,6 +7,7 @@ passed by smaller ones, but only `PATIENCE` times: then those wait until it has 
 """
 
 import heapq
+from collections import Counter
 from collections.abc import Collection, Mapping
 from enum import StrEnum
 
@@ -45,7 +46,13 @@ class Schedule:
         self.stages, self.capacity, self.concurrent = stages, capacity, concurrent
         self.errors: dict[str, str] = {}
         """failed or skipped fingerprint -> why"""
-        self.states = dict.fromkeys(stages, State.WAITING) | dict.fromkeys((key for key in stages if key in cached), State.CACHED)
+        self.states = {key: State.CACHED if key in cached else State.WAITING for key in stages}
+        self.tally = Counter(self.states.values())
+        """state -> how many stages"""
+        self.costs = dict.fromkeys(State, 0.0)
+        """state -> sum of estimated costs"""
+        for key, stage in stages.items():
+            self.costs[self.states[key]] += stage.cost
         self._users: dict[str, list[str]] = {key: [] for key in stages}
         for key, stage in stages.items():
             for source in set(stage.inputs.values()):
@@ -85,16 +92,16 @@ class Schedule:
         if short := self.capacity.shortage(stage.resources):
             self._fail(key, f"the cluster can never run it: {short}")
             return
-        self.states[key] = State.READY
+        self._move(key, State.READY)
         heapq.heappush(self._ready.setdefault(stage.resources, []), (-self.remaining[key], self._position[key], key))
 
     def next(self) -> str | None:
         """Start a stage: its fingerprint, now running; None if nothing ready fits."""
         if self.concurrent is not None and len(self._running) >= self.concurrent:
             return None
-        heads = sorted((heap[0], need) for need, heap in self._ready.items() if heap)
+        heads = sorted(((heap[0], need) for need, heap in self._ready.items() if heap), key=lambda head: head[0])
         waiting: list[tuple[str, Resources]] = []
-        for (_, _, key), need in ((head, need) for head, need in heads):
+        for (_, _, key), need in heads:
             if self.capacity.holds([*self._running.values(), need]):
                 if any(self._passed.get(other, 0) >= PATIENCE and _compete(wanted, need) for other, wanted in waiting):
                     continue
@@ -104,7 +111,7 @@ class Schedule:
                 heapq.heappop(self._ready[need])
                 self._passed.pop(key, None)
                 self._running[key] = need
-                self.states[key] = State.RUNNING
+                self._move(key, State.RUNNING)
                 return key
             waiting.append((key, need))
         return None
@@ -115,32 +122,40 @@ class Schedule:
         if error is not None:
             self._fail(key, error)
             return
-        self.states[key] = State.DONE
+        self._move(key, State.DONE)
         for user in self._users[key]:
             self._make_ready(user)
 
     def make_again(self, lost: str, user: str) -> None:
         """``user``, running, found the artifact of its input ``lost`` damaged: both go back."""
         del self._running[user]
-        self.states[user] = State.WAITING
+        self._move(user, State.WAITING)
         for key in [lost, *(key for key in self._users[lost] if self.states[key] == State.READY)]:
             if self.states[key] == State.READY:
                 heap = self._ready[self.stages[key].resources]
                 heap.remove((-self.remaining[key], self._position[key], key))
                 heapq.heapify(heap)
             if self.states[key] in (State.READY, State.DONE, State.CACHED):
-                self.states[key] = State.WAITING
+                self._move(key, State.WAITING)
         for key in (lost, user):
             self._make_ready(key)
 
+    def _move(self, key: str, state: State) -> None:
+        before, cost = self.states[key], self.stages[key].cost
+        self.states[key] = state
+        self.tally[before] -= 1
+        self.tally[state] += 1
+        self.costs[before] -= cost
+        self.costs[state] += cost
+
     def _fail(self, key: str, error: str) -> None:
-        self.states[key] = State.FAILED
+        self._move(key, State.FAILED)
         self.errors[key] = error
         below = list(self._users[key])
         while below:
             user = below.pop()
             if self.states[user] in (State.WAITING, State.READY):
-                self.states[user] = State.SKIPPED
+                self._move(user, State.SKIPPED)
                 self.errors[user] = f"needs {self.stages[key].label or key[:12]} ({self.stages[key].kind}), which failed"
                 below += self._users[user]
 

@@ -1,0 +1,163 @@
+"""Order, admission and failure, without Ray."""
+
+import random
+
+import pytest
+
+from cft_ray.execute.capacity import Capacity, Nodes
+from cft_ray.execute.schedule import PATIENCE, Schedule, State
+from cft_ray.plan.specs import DatasetSpec
+from cft_ray.plan.stage import Resources, Stage
+
+ONE = Capacity((Nodes(cpus=1),))
+TWO = Capacity((Nodes(cpus=2),))
+
+
+def stage(name: str, *inputs: Stage, cost: float = 1.0, resources: Resources | None = None) -> Stage:
+    spec = DatasetSpec(toy=name, columns={}, languages=("en",))
+    roles = {f"role{index}": source.fingerprint for index, source in enumerate(inputs)}
+    return Stage(spec, roles, label=name, cost=cost, resources=resources or Resources())
+
+
+def graph(*stages: Stage) -> dict[str, Stage]:
+    return {each.fingerprint: each for each in stages}
+
+
+def run_through(schedule: Schedule, fails: frozenset[str] = frozenset()) -> list[str]:
+    """Labels in the order of their starts, each stage ending before the next starts when nothing else fits."""
+    started, running = [], []
+    while True:
+        while (key := schedule.next()) is not None:
+            started.append(schedule.stages[key].label)
+            running.append(key)
+        if not running:
+            return started
+        ended = running.pop(0)
+        schedule.finish(ended, "planted" if schedule.stages[ended].label in fails else None)
+
+
+def test_longest_remaining_path_comes_first():
+    short = stage("short", cost=5)
+    head = stage("head", cost=1)
+    tail = stage("tail", head, cost=10)
+    assert run_through(Schedule(graph(short, head, tail), (), ONE)) == ["head", "tail", "short"]
+
+
+def test_a_stage_waits_for_all_its_inputs():
+    a, b = stage("a"), stage("b")
+    c = stage("c", a, b)
+    schedule = Schedule(graph(a, b, c), (), TWO)
+    first, second = schedule.next(), schedule.next()
+    assert {first, second} == {a.fingerprint, b.fingerprint} and schedule.next() is None
+    schedule.finish(a.fingerprint)
+    assert schedule.next() is None and not schedule.finished
+    schedule.finish(b.fingerprint)
+    assert schedule.next() == c.fingerprint
+    schedule.finish(c.fingerprint)
+    assert schedule.finished
+
+
+def test_cached_stages_are_not_started_and_their_users_are_ready():
+    a = stage("a")
+    b = stage("b", a)
+    schedule = Schedule(graph(a, b), {a.fingerprint}, ONE)
+    assert run_through(schedule) == ["b"]
+    assert schedule.states == {a.fingerprint: State.CACHED, b.fingerprint: State.DONE}
+
+
+def test_a_failure_skips_descendants_only():
+    a, other = stage("a"), stage("other")
+    b = stage("b", a)
+    c = stage("c", b, other)
+    d = stage("d", other)
+    schedule = Schedule(graph(a, other, b, c, d), (), ONE)
+    assert set(run_through(schedule, frozenset({"a"}))) == {"a", "other", "d"}
+    assert schedule.states[a.fingerprint] == State.FAILED and schedule.errors[a.fingerprint] == "planted"
+    assert schedule.states[b.fingerprint] == schedule.states[c.fingerprint] == State.SKIPPED
+    assert "a" in schedule.errors[c.fingerprint]
+    assert schedule.states[d.fingerprint] == State.DONE and schedule.finished
+
+
+def test_random_graphs_start_every_stage_once_after_its_inputs_and_within_capacity():
+    rng = random.Random(7)
+    for _ in range(20):
+        stages: list[Stage] = []
+        for index in range(40):
+            inputs = rng.sample(stages, min(len(stages), rng.randrange(4)))
+            cpus = rng.choice([0.5, 1, 2])
+            stages.append(stage(str(index), *inputs, cost=rng.random(), resources=Resources(cpus=cpus)))
+        schedule = Schedule(graph(*stages), (), Capacity((Nodes(cpus=3),)))
+        running: dict[str, float] = {}
+        done: set[str] = set()
+        while not schedule.finished:
+            while (key := schedule.next()) is not None:
+                assert key not in done and set(schedule.stages[key].inputs.values()) <= done
+                running[key] = schedule.stages[key].resources.cpus
+                assert sum(running.values()) <= 3
+            ended = rng.choice(list(running))
+            del running[ended]
+            done.add(ended)
+            schedule.finish(ended)
+        assert len(done) == 40
+        assert schedule.tally[State.DONE] == 40
+        assert schedule.costs[State.DONE] == pytest.approx(sum(each.cost for each in stages))
+
+
+def test_what_can_never_fit_fails_in_words_and_the_rest_runs():
+    big = stage("big", resources=Resources(workers=2, gpus=8))
+    after, small = stage("after", big), stage("small")
+    schedule = Schedule(graph(big, after, small), (), Capacity((Nodes(cpus=16, gpus=4, count=10),)))
+    assert schedule.states[big.fingerprint] == State.FAILED and schedule.states[after.fingerprint] == State.SKIPPED
+    assert "8 GPU" in schedule.errors[big.fingerprint] and "4 GPU" in schedule.errors[big.fingerprint]
+    assert run_through(schedule) == ["small"]
+
+
+def test_small_stages_pass_a_blocked_big_one_but_not_for_ever():
+    first = stage("first", cost=1000)
+    big = stage("big", cost=100, resources=Resources(cpus=2))
+    small = [stage(f"small{index}", cost=0.001) for index in range(3 * PATIENCE)]
+    schedule = Schedule(graph(first, big, *small), (), TWO)
+    running = [schedule.next()]
+    assert running == [first.fingerprint]
+    passed = 0
+    while (key := schedule.next()) is not None:
+        assert key != big.fingerprint
+        passed += 1
+        schedule.finish(key)
+    assert passed == PATIENCE
+    schedule.finish(first.fingerprint)
+    assert schedule.next() == big.fingerprint
+
+
+def test_stages_without_gpu_never_hold_up_a_blocked_gpu_stage():
+    nodes = Capacity((Nodes(cpus=64, gpus=1),))
+    gpu = Resources(gpus=1)
+    first, second = stage("first", cost=9, resources=gpu), stage("second", cost=8, resources=gpu)
+    light = [stage(f"light{index}", cost=0.1) for index in range(2 * PATIENCE)]
+    schedule = Schedule(graph(first, second, *light), (), nodes)
+    started = []
+    while (key := schedule.next()) is not None:
+        started.append(key)
+    assert len(started) == 1 + 2 * PATIENCE
+
+
+def test_a_lost_input_is_made_again_before_its_users():
+    a = stage("a")
+    b, c = stage("b", a, cost=5), stage("c", a)
+    schedule = Schedule(graph(a, b, c), {a.fingerprint}, ONE)
+    assert schedule.next() == b.fingerprint
+    schedule.make_again(a.fingerprint, b.fingerprint)
+    assert run_through(schedule) == ["a", "b", "c"]
+
+
+def test_concurrency_can_be_limited():
+    stages = [stage(str(index)) for index in range(5)]
+    schedule = Schedule(graph(*stages), (), Capacity((Nodes(cpus=8),)), concurrent=2)
+    assert schedule.next() and schedule.next() and schedule.next() is None
+
+
+def test_a_cycle_is_refused():
+    a = stage("a")
+    looped = Stage(a.spec, {"role": "f" * 64}, label="loop")
+    with pytest.raises(AssertionError, match="cycle"):
+        Schedule({"f" * 64: looped}, (), ONE)
