@@ -6,7 +6,7 @@ rows' content or the number of workers decides it, and a smaller sample is part 
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from cft_ray.data.readers import BATCH
 from cft_ray.data.rows import FILE, write_rows
 from cft_ray.data.sources import read
 from cft_ray.errors import UserError
+from cft_ray.plan.digest import Digests
 from cft_ray.plan.specs import DatasetSpec
 from cft_ray.stages.context import StageContext
 
@@ -31,7 +32,8 @@ def run(context: StageContext) -> dict[str, Any]:
         sample.
 
     Raises:
-        UserError: the source cannot be read, has no usable row in a language, or two rows have one id.
+        UserError: the source cannot be read, has has changed since it was planned, has no usable row in a language, or two rows
+            have one id.
     """
     spec = context.stage.spec
     assert isinstance(spec, DatasetSpec)
@@ -39,6 +41,9 @@ def run(context: StageContext) -> dict[str, Any]:
     dropped: Counter[str] = Counter()
     read_rows: Counter[str] = Counter()
     whole = context.scratch / "all.parquet" if spec.rows is not None and spec.toy is None else context.output / FILE
+
+    if spec.files is not None and spec.digest is not None:
+        _refuse_changed(spec.files, spec.digest, spec.languages)
 
     def counted(batches: Iterable[pa.Table]) -> Iterator[pa.Table]:
         for batch in batches:
@@ -114,6 +119,14 @@ def _sample(spec: DatasetSpec, whole: Path, target: Path, available: Counter[str
 
     write_rows(target, selected())
     return kept
+
+
+def _refuse_changed(files: str, digest: str, languages: Sequence[str]) -> None:
+    """The artifact is named by what the plan saw in the files: it must not be made from anything else."""
+    digests = Digests()
+    if digests.files(files, languages, where=files) != digest:
+        raise UserError("the files have changed since the grid was planned", where=files, fix="run the same command again")
+    digests.save()
 
 
 def _refuse_empty(spec: DatasetSpec, found: Counter[str], dropped: Counter[str], where: str) -> None:

@@ -15,6 +15,7 @@ import pytest
 from cft_ray.data.formats import FORMATS
 from cft_ray.data.rows import read_rows
 from cft_ray.errors import UserError
+from cft_ray.plan.digest import Digests
 from cft_ray.plan.specs import DatasetSpec
 from cft_ray.plan.stage import Stage
 from cft_ray.stages.dataset import priorities, run
@@ -107,6 +108,20 @@ def test_several_files_of_a_pattern_are_read_in_the_order_of_their_names(tmp_pat
     _, rows = stage(tmp_path, files=str(tmp_path / "part-*.jsonl"))
     assert "".join(rows.column("output").to_pylist()) == "aabbcc"
     assert len(set(rows.column("id").to_pylist())) == 6
+
+
+def test_uris_are_read_like_paths(tmp_path: Path) -> None:
+    for language in ("de", "es"):
+        for part in ("2", "1"):
+            write(tmp_path / f"{language}-{part}.jsonl.gz", [{**ROWS[0], "output": language + part}])
+    pattern = (tmp_path / "{language}-*.jsonl.gz").as_posix()
+    outputs, rows = stage(tmp_path, files=f"file://{pattern}", languages=("de", "es"))
+    assert rows.column("output").to_pylist() == ["de1", "de2", "es1", "es2"]
+    assert outputs["rows"] == 4
+    with pytest.raises(UserError, match="no file has such a name"):
+        stage(tmp_path, files=f"file://{tmp_path}/nothing-*.csv")
+    with pytest.raises(UserError, match="cannot be opened"):
+        stage(tmp_path, files="gopher://x/data.csv")
 
 
 def test_orca_columns_and_parallel_ids(tmp_path: Path) -> None:
@@ -238,6 +253,16 @@ def test_missing_files_name_the_nearest(tmp_path: Path) -> None:
         stage(tmp_path, files=str(tmp_path / "folder.jsonl"))
     with pytest.raises(UserError, match="no file has such a name"):
         stage(tmp_path, files=str(tmp_path / "*.parquet"))
+
+
+def test_files_changed_since_the_plan_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    files = write(tmp_path / "data.jsonl", ROWS)
+    digest = Digests().files(files, ["en"], where="grid")
+    assert stage(tmp_path, files=files, digest=digest)[0]["rows"] == 3
+    write(tmp_path / "data.jsonl", ROWS[:2])
+    with pytest.raises(UserError, match="changed since the grid was planned"):
+        stage(tmp_path, files=files, digest=digest)
 
 
 def test_ids_that_occur_twice_are_refused(tmp_path: Path) -> None:
