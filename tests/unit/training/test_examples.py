@@ -1,0 +1,88 @@
+"""Rows to token ids: what is a target, what is counted, where the special tokens stand."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from cft_ray.errors import UserError
+from cft_ray.grid.settings import Template, TrainingSettings
+from cft_ray.training.collate import collate
+from cft_ray.training.examples import Examples, encode
+from cft_ray.training.model import byte_tokenizer
+
+TOKENIZER = byte_tokenizer(512)
+PLAIN = Template(name="plain")
+
+
+def table(*pairs):
+    columns = {"system": "", "input": "", "language": "en"}
+    return pa.Table.from_pylist(
+        [{"id": str(i), "instruction": ask, "output": answer, **columns} for i, (ask, answer) in enumerate(pairs)]
+    )
+
+
+def encoded(*pairs, template=PLAIN, **training):
+    return encode(table(*pairs), template, TOKENIZER, TrainingSettings(**training), where="test")
+
+
+def test_prompt_is_no_target_and_the_end_is():
+    examples = encoded(("héé", "ja"))
+    ids = examples.ids(0)
+    assert ids[0] == TOKENIZER.bos_token_id and ids[-1] == TOKENIZER.eos_token_id
+    assert list(ids).count(TOKENIZER.bos_token_id) == 1
+    assert TOKENIZER.decode(ids[examples.prompts[0] : -1]) == "ja"
+    assert examples.targets[0] == 3  # j, a, end of sequence
+    assert examples.prompts[0] == 1 + len("héé\n\n".encode())
+
+
+def test_a_chat_template_that_writes_the_beginning_does_not_double_it():
+    examples = encoded(("hi", "yo"), template=Template(name="chat"))
+    assert list(examples.ids(0)).count(TOKENIZER.bos_token_id) == 1
+    assert list(examples.ids(0)).count(TOKENIZER.eos_token_id) == 1
+
+
+def test_plain_text_without_a_prompt_is_all_target():
+    examples = encoded(("", "abc"))
+    assert examples.prompts[0] == 1 and examples.targets[0] == 4
+
+
+def test_train_on_prompt():
+    assert encoded(("abc", "d"), train_on_prompt=True).prompts[0] == 1
+
+
+def test_long_rows_are_dropped_truncated_or_refused_and_counted():
+    rows = [("a", "b"), ("a", "b" * 50), ("a" * 50, "b")]
+    dropped = encoded(*rows, max_length=20)
+    assert len(dropped) == 1 and (dropped.counts.rows, dropped.counts.used, dropped.counts.too_long) == (3, 1, 2)
+    cut = encoded(*rows, max_length=20, long_rows="truncate")
+    assert cut.lengths.tolist() == [6, 20]  # the third has no answer left
+    assert (cut.counts.used, cut.counts.too_long, cut.counts.without_target) == (2, 2, 1)
+    with pytest.raises(UserError):
+        encoded(*rows, max_length=20, long_rows="refuse")
+
+
+def test_nothing_left_is_an_error():
+    with pytest.raises(UserError):
+        encoded(("a", "b" * 50), max_length=10)
+
+
+def test_saved_and_mapped_is_the_same(tmp_path):
+    examples = encoded(("a", "b"), ("cc", "ddd"))
+    examples.save(tmp_path)
+    mapped = Examples.load(tmp_path)
+    assert np.array_equal(mapped.tokens, examples.tokens) and mapped.counts == examples.counts
+
+
+@pytest.mark.parametrize("padding", ["free", "padded"])
+def test_predictors_point_at_the_token_before_each_label(padding):
+    examples = encoded(("a", "bb"), ("cccc", "dddddd"), ("e", "f"))
+    batch = collate(examples, [1, 0, 2], padding=padding, pad_id=2)
+    flat = batch.input_ids.flatten()
+    assert batch.tokens == examples.lengths.sum()
+    assert len(batch.labels) == examples.targets.sum()
+    assert bool((flat[batch.predictors + 1] == batch.labels).all())
+
+
+def test_a_rank_without_samples_gets_a_batch_without_targets():
+    batch = collate(encoded(("a", "b")), [], padding="free", pad_id=2)
+    assert batch.input_ids.numel() == 1 and batch.tokens == 0 and len(batch.labels) == 0
