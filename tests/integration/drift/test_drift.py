@@ -2,6 +2,7 @@
 
 import json
 import struct
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import polars as pl
 import pytest
 import torch
+from ray import cloudpickle
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config
 
@@ -19,7 +21,7 @@ from cft_ray.plan.stage import Resources, Stage
 from cft_ray.stages import drift as drift_stage
 
 HEADS, KV_HEADS, SIZE, LAYERS = 4, 2, 16, 3
-SHAPE = {
+SHAPE: dict[str, Any] = {
     "vocab_size": 40,
     "hidden_size": 48,
     "intermediate_size": 72,
@@ -274,10 +276,11 @@ def test_the_stage_writes_its_tables(context, folders):
     assert found["value"].to_list() == [head["l2"]]
     layer = similarity.filter(pl.col("projection").is_null(), measure="l2", layer=1)["value"].item()
     tensors = pl.read_parquet(context.output / "tensors.parquet").filter(layer=1)
-    assert layer == pytest.approx((tensors["l2"] ** 2).sum() ** 0.5)
+    assert layer == pytest.approx(sum(l2**2 for l2 in tensors["l2"]) ** 0.5)
 
 
 def test_the_stage_measures_in_a_task_under_ray(context, folders, ray_session):
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers cannot import this file
     assert drift_stage.run(context) == measure_drift(*folders).summary  # type: ignore[arg-type]
     (folders[0].parent / "none").mkdir(exist_ok=True)
     broken = FolderContext(context.stage, context.output / "second", {**context.models, "left": folders[0].parent / "none"})
