@@ -31,7 +31,8 @@ def as_user_error(
         source: names file and line.
         at: where ``raw`` lies inside the grid.
     """
-    complaints = error.errors(include_url=False)
+    # A misspelt key is also a missing one; the spelling is what is to be mended.
+    complaints = sorted(error.errors(include_url=False), key=lambda item: item["type"] != "extra_forbidden")
     first = complaints[0]
     path = _inside(raw, first["loc"])
     what, fix = _said(first, model, path)
@@ -81,8 +82,9 @@ def _inside(raw: Any, loc: Sequence[str | int]) -> tuple[str | int, ...]:
     """The part of pydantic's location that exists in the file (it also names union members and validators)."""
     path: list[str | int] = []
     for index, part in enumerate(loc):
-        listed = isinstance(raw, list) and isinstance(part, int) and part < len(raw)
-        if listed or (isinstance(raw, dict) and part in raw):
+        if isinstance(raw, dict) and part in raw:  # noqa: SIM114 - apart for the type checker
+            raw = raw[part]
+        elif isinstance(raw, list) and isinstance(part, int) and part < len(raw):
             raw = raw[part]
         elif index == len(loc) - 1 and isinstance(raw, dict) and isinstance(part, str) and part != "[key]":
             return (*path, part)  # a key that is missing

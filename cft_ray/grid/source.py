@@ -46,6 +46,10 @@ for _tag, _pattern, _first in (
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first)
 
 
+# Decimal whatever the first digit; the base class takes 010 for octal.
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value))
+
+
 @dataclass
 class Source:
     """Where the values of a grid come from.
@@ -195,7 +199,10 @@ def _set(values: dict[str, Any], change: str, source: Source) -> None:
         node[key] = below
         node = below
     node[done[-1]] = value
-    source.changed.add(tuple(done))
+    changed = tuple(done)
+    source.changed.add(changed)
+    for path in [path for path in source.lines if path[: len(changed)] == changed]:
+        del source.lines[path]  # what stood there is gone
 
 
 def _step(node: Any, rest: list[str], where: str, done: list[str | int]) -> tuple[str | int, list[str]]:

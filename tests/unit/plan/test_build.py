@@ -1,0 +1,229 @@
+"""Cells to stages: what is unique, what is shared, in which order, with which seeds, templates and strategies."""
+
+import subprocess
+import sys
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from cft_ray.errors import UserError
+from cft_ray.grid.schema import grid_from_text, load_grid
+from cft_ray.plan.build import build, require_resolved, unresolved
+from cft_ray.plan.specs import DatasetSpec, EvaluateSpec, FinetuneSpec, ReplaySpec
+
+GRID = """\
+name: g
+storage: runs/g
+models:
+  a:
+    base: {scratch: {layers: 12}, train: {data: mix, training: {steps: 5}}}
+    instruct: {hub: org/a-it, revision: abc, template: chat}
+datasets:
+  mix: {toy: mixture, languages: [en]}
+  en: {hub: org/en, format: alpaca, languages: [en]}
+  multi: {hub: org/multi, format: alpaca, languages: [de], english: en}
+pairs: [{phase1: en, phase2: multi}, {phase1: instruct, phase2: multi}]
+strategies: [none, LF_H1, LF_H2, GR_5, GR_10, ER_10, LoRA]
+template: plain
+training: {epochs: 1}
+evaluation: {benchmarks: [toy_letters, ifeval]}
+"""
+
+
+def planned(*sets, text=GRID):
+    return build(grid_from_text(text, "g.yaml", sets))
+
+
+def kinds(plan):
+    return Counter(stage.kind for stage in plan.stages.values())
+
+
+def cell(plan, strategy, phase1="en", seed=0):
+    return next(c for c in plan.cells if (c.strategy, c.phase1, c.seed) == (strategy, phase1, seed))
+
+
+def stage(plan, strategy, role="phase2", phase1="en", seed=0):
+    return plan.stages[cell(plan, strategy, phase1, seed).roles[role]]
+
+
+def any_spec(item) -> Any:
+    return item.spec
+
+
+def spec(plan, strategy, role="phase2", phase1="en", seed=0) -> Any:
+    return any_spec(stage(plan, strategy, role, phase1, seed))
+
+
+def test_full_grid_has_56_cells_over_the_stages_counted_by_hand(repository):
+    plan = build(load_grid(repository / "grids/full.yaml"))
+    assert len(plan.cells) == 2 * 4 * 7 == 56
+    phase1_trainings = 2 * 2  # two models on Alpaca and on OpenOrca; Instruct is published
+    phase1_models = 2 * 3  # … plus Instruct
+    models = 2 + phase1_models + 56  # base, phase 1, phase 2
+    assert kinds(plan) == {
+        "dataset": 5,  # Alpaca, MultiAlpaca, OpenOrca, mOpenOrca, and the 50k of OpenOrca that are its counterpart
+        "finetune": phase1_trainings + 56,
+        "replay": 2 * 4,  # GR_5 and GR_10 share one for each model and pair
+        "drift": phase1_models,  # LF_H2's pairs with the same phase 1 share one
+        "evaluate": models * 7,
+    }
+
+
+def test_papers_grid_has_the_printed_cells(repository):
+    plan = build(load_grid(repository / "grids/paper.yaml"))
+    printed = {("none", 8), ("LF_H1", 2), ("LF_H2", 3), ("GR_5", 3), ("GR_10", 3), ("LoRA", 3), ("ER_10", 3)}
+    assert set(Counter(c.strategy for c in plan.cells).items()) == printed
+    assert not any((c.model, c.phase2, c.strategy) == ("mistral-7b", "mopenorca", "LF_H1") for c in plan.cells)
+    assert kinds(plan)["finetune"] == 4 + 25
+
+
+def test_what_cells_share():
+    plan = planned()
+    assert kinds(plan) == {"dataset": 4, "finetune": 1 + 1 + 14, "drift": 2, "replay": 2, "evaluate": 2 * (1 + 2 + 14)}
+    assert len({c.roles["phase1"] for c in plan.cells if c.phase1 == "en"}) == 1
+    assert stage(plan, "GR_5").inputs["replay"] == stage(plan, "GR_10").inputs["replay"]
+    assert cell(plan, "GR_5").roles["phase2"] != cell(plan, "GR_10").roles["phase2"]
+    assert stage(plan, "ER_10").inputs["english"] == stage(plan, "none", "phase1").inputs["data"]
+
+
+def test_inputs_come_first_and_exist():
+    plan = planned("seeds=[0, 1]")
+    done = set()
+    for fingerprint, item in plan.stages.items():
+        assert set(item.inputs.values()) <= done
+        assert item.fingerprint == fingerprint
+        done.add(fingerprint)
+
+
+def test_every_stage_is_needed_by_a_cell():
+    plan = planned("strategies=[none, LoRA]", "datasets.multi.english=mix")
+    needed = set()
+    waiting = [fingerprint for c in plan.cells for fingerprint in c.roles.values()]
+    while waiting:
+        fingerprint = waiting.pop()
+        needed.add(fingerprint)
+        waiting += plan.stages[fingerprint].inputs.values()
+    assert needed == set(plan.stages)
+
+
+def test_plain_strategy_is_plain_training():
+    plan = planned()
+    none = stage(plan, "none").spec
+    assert isinstance(none, FinetuneSpec) and none.strategy is None
+    renamed = planned("strategies=[{name: vanilla, use: none}]")
+    assert cell(renamed, "vanilla").roles["phase2"] == cell(plan, "none").roles["phase2"]
+    lora = stage(plan, "LoRA").spec
+    assert isinstance(lora, FinetuneSpec) and lora.strategy is not None and lora.strategy.settings["rank"] == 64
+
+
+def test_seeds_reach_what_is_drawn_and_nothing_that_is_given():
+    plan = planned("seeds=[3, 4]")
+    for role in ("phase1", "phase2"):
+        assert [spec(plan, "none", role, seed=seed).seed for seed in (3, 4)] == [3, 4]
+    assert cell(plan, "none", seed=3).roles["base"] == cell(plan, "none", seed=4).roles["base"]
+    replays = [item.spec for item in plan.stages.values() if isinstance(item.spec, ReplaySpec)]
+    assert sorted(replay.seed for replay in replays) == [3, 3, 4, 4]
+    datasets = [item.spec for item in plan.stages.values() if isinstance(item.spec, DatasetSpec)]
+    assert {dataset.seed for dataset in datasets} == {0} and len(datasets) == 4
+
+
+def test_roles_name_models_that_are_trained_and_scores_of_all():
+    plan = planned()
+    scores = {f"{role}:TA:{name}" for role in ("base", "phase1", "phase2") for name in ("toy_letters", "ifeval")}
+    assert set(cell(plan, "none").roles) == {"base", "phase1", "phase2"} | scores
+    assert set(cell(plan, "none", "instruct").roles) == {"base", "phase2"} | scores
+    instruct = stage(plan, "none", "phase1:TA:ifeval", "instruct").spec
+    assert isinstance(instruct, EvaluateSpec) and instruct.checkpoints["model"].revision == "abc"
+    assert not any(role.startswith("base:") for role in cell(planned("evaluation.evaluate_base=false"), "none").roles)
+
+
+def test_toy_benchmark_reads_its_items_from_a_data_set():
+    plan = planned()
+    items = plan.stages[stage(plan, "none", "phase2:TA:toy_letters").inputs["data"]].spec
+    assert isinstance(items, DatasetSpec) and items.toy == "eval_letters" and items.languages == ("en",)
+    assert "data" not in stage(plan, "none", "phase2:TA:ifeval").inputs
+
+
+def test_templates_nearest_first():
+    plan = planned("evaluation.template=model")
+    assert spec(plan, "none", phase1="instruct").template.name == "chat"
+    assert spec(plan, "none").template.name == "plain"
+    assert spec(plan, "none", "phase1:TA:ifeval", "instruct").template.name == "chat"
+    of_data = planned("datasets.multi.template=alpaca")
+    assert spec(of_data, "none", phase1="instruct").template.name == "alpaca"
+    replay = of_data.stages[stage(of_data, "GR_10", phase1="instruct").inputs["replay"]].spec
+    assert isinstance(replay, ReplaySpec) and replay.template.name == "chat"  # asked in its own words
+    assert spec(of_data, "none", "phase2:TA:ifeval").template is None
+
+
+def test_evaluation_settings_nearest_first():
+    plan = planned(
+        "evaluation={benchmarks: [ifeval, {name: short, use: ifeval, limit: 5, generation: {max_new_tokens: 9}}], "
+        "limit: 50, generation: {dtype: float32}}"
+    )
+    whole, short = (stage(plan, "none", f"phase2:TA:{name}").spec for name in ("ifeval", "short"))
+    assert isinstance(whole, EvaluateSpec) and isinstance(short, EvaluateSpec)
+    assert (whole.limit, whole.generation.max_new_tokens, whole.generation.dtype) == (50, None, "float32")
+    assert (short.limit, short.generation.max_new_tokens, short.generation.dtype) == (5, 9, "float32")
+    assert short.tasks == whole.tasks and short.benchmark == "short"
+    own = "{name: mine, ability: LA, tasks: {de: my_task}, metric: acc}"
+    assert spec(planned(f"evaluation.benchmarks=[{own}]"), "none", "phase2:LA:mine").tasks == {"de": "my_task"}
+
+
+def test_swept_replay_settings_double_only_what_replays():
+    plan = planned("replay.temperature=[0.5, 1.0]", "strategies=[none, GR_10]", "pairs=[{phase1: en, phase2: multi}]")
+    assert [(c.strategy, dict(c.settings)) for c in plan.cells] == [
+        ("none", {}),
+        ("GR_10", {"replay.temperature": 0.5}),
+        ("GR_10", {"replay.temperature": 1.0}),
+    ]
+
+
+def test_resources_reach_stages_and_change_no_fingerprint():
+    plan, other = planned(), planned("resources={finetune: {workers: 4, gpus: 1}, replay: {gpus: 2}}", "max_parallel=3", "name=h")
+    assert set(plan.stages) == set(other.stages)
+    assert stage(other, "none").resources.total == {"CPU": 4, "GPU": 4}
+    assert other.stages[stage(other, "GR_10").inputs["replay"]].resources.gpus == 2
+
+
+def test_data_set_that_is_to_be_supplied_plans_but_does_not_run(repository, tmp_path):
+    path = repository / "grids/full.yaml"
+    grid = load_grid(path)
+    plan = build(grid)
+    assert [item.label for item in unresolved(plan)] == ["mopenorca"]
+    with pytest.raises(UserError) as raised:
+        require_resolved(plan, grid)
+    assert raised.value.where is not None and "datasets.mopenorca" in raised.value.where
+    assert raised.value.fix is not None and "--set datasets.mopenorca.files=" in raised.value.fix
+    for language in grid.datasets["mopenorca"].languages:
+        (tmp_path / f"{language}.jsonl").write_text("{}\n")
+    grid = load_grid(path, [f"datasets.mopenorca.files={tmp_path}/{{language}}.jsonl"])
+    require_resolved(build(grid), grid)
+    without = load_grid(path, ["exclude=[{phase2: mopenorca}]"])
+    require_resolved(build(without), without)
+
+
+def test_own_strategy_by_import_path(tmp_path, monkeypatch):
+    (tmp_path / "my_strategies.py").write_text(
+        "from cft_ray.strategies.base import Strategy\nclass Mine(Strategy):\n    strength: float = 0.5\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    plan = planned("strategies=[{name: mine, use: 'my_strategies:Mine', strength: [0.1, 0.2]}]")
+    refs = [any_spec(plan.stages[c.roles["phase2"]]).strategy for c in plan.cells if c.phase1 == "en"]
+    assert [(ref.use, ref.settings) for ref in refs] == [
+        ("my_strategies:Mine", {"strength": 0.1}),
+        ("my_strategies:Mine", {"strength": 0.2}),
+    ]
+
+
+def test_planning_loads_neither_ray_nor_torch(repository):
+    heavy = "{'ray', 'torch', 'pyarrow', 'polars', 'transformers', 'vllm', 'deepspeed'}"
+    code = (
+        "import sys; from cft_ray.grid.schema import load_grid; from cft_ray.plan.build import build; "
+        "from cft_ray.plan.show import as_json; grid = load_grid('grids/full.yaml', ['storage=runs/none-there']); "
+        f"as_json(build(grid), grid); print(sorted({heavy} & set(sys.modules)))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=repository)
+    assert run.stdout == "[]\n"
+    assert not (repository / "runs/none-there").exists()
