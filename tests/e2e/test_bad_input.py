@@ -1,0 +1,124 @@
+"""Every mistake that a user can make in a grid: exit code 2, one message with its place and its remedy, nothing written."""
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+CFT_RAY = Path(sys.executable).parent / "cft-ray"
+GRID: dict[str, Any] = {
+    "name": "bad",
+    "storage": {"uri": "runs"},
+    "models": {
+        "tiny": {
+            "base": {
+                "scratch": {"hidden_size": 64, "layers": 4, "heads": 2, "kv_heads": 1, "intermediate_size": 128},
+                "train": {"data": "mixture"},
+            }
+        }
+    },
+    "datasets": {
+        "mixture": {"toy": "mixture", "languages": ["en"]},
+        "alpaca": {"toy": "alpaca", "languages": ["en"]},
+        "multialpaca": {"toy": "multialpaca", "languages": ["de"], "english": "alpaca"},
+    },
+    "pairs": [{"phase1": "alpaca", "phase2": "multialpaca"}],
+    "strategies": ["none"],
+    "template": {"name": "toy"},
+    "training": {"steps": 10, "batch_size": 8, "precision": "fp32", "max_length": 128},
+    "evaluation": {"benchmarks": ["toy_letters"]},
+}
+OWN = {"files": "rows.jsonl", "format": "alpaca", "languages": ["de"], "english": "alpaca"}
+
+# name -> (path in the grid, new value), words that the message must hold (place, what, remedy)
+MISTAKES: dict[str, tuple[tuple[Any, ...], Any, tuple[str, ...]]] = {
+    "unknown key": (("training", "learning_rat"), 1e-4, ("grid.yaml", "learning_rat", "learning_rate")),
+    "wrong type": (("training", "batch_size"), "many", ("grid.yaml", "training.batch_size", "many")),
+    "missing data set": (("pairs", 0, "phase2"), "multialpacca", ("grid.yaml", "pairs[0].phase2", "did you mean multialpaca")),
+    "missing english counterpart": (
+        ("datasets", "multialpaca", "english"),
+        "alpca",
+        ("datasets.multialpaca.english", "did you mean alpaca"),
+    ),
+    "unknown strategy": (("strategies",), ["none", "LF_H3"], ("grid.yaml", "strategies", "LF_H3", "LF_H")),
+    "phase 1 names nothing": (("pairs", 0, "phase1"), "instrct", ("grid.yaml", "pairs[0].phase1", "instrct")),
+    "no cell left": (("exclude",), [{"model": "tiny"}], ("grid.yaml", "exclude")),
+    "duplicate strategy": (("strategies",), ["none", "none"], ("grid.yaml", "strategies[1]", "none")),
+    "duplicate pair": (("pairs",), [{"phase1": "alpaca", "phase2": "multialpaca"}] * 2, ("grid.yaml", "pairs[1]")),
+    "batch not divisible": (("resources",), {"finetune": {"workers": 3}}, ("grid.yaml", "batch_size", "8", "3")),
+    "top k above the layers": (("strategies",), [{"name": "LF_H1", "layers": 5}], ("grid.yaml", "strategies[0]", "5", "4")),
+    "ratio above 1": (("strategies",), [{"name": "GR_10", "ratio": 1.5}], ("grid.yaml", "strategies[0].ratio", "1.5", "1")),
+    "ratio of 0": (("strategies",), [{"name": "GR_10", "ratio": 0}], ("grid.yaml", "strategies[0].ratio", "0")),
+    "storage that cannot be written": (("storage", "uri"), "rows.jsonl/below", ("rows.jsonl/below", "storage")),
+    "storage of an unknown kind": (("storage", "uri"), "ftp://host/x", ("ftp", "s3://")),
+    "no such file": (
+        ("datasets", "multialpaca"),
+        OWN | {"files": "row.jsonl"},
+        ("grid.yaml", "datasets.multialpaca", "row.jsonl"),
+    ),
+    "file lacks a column": (("datasets", "multialpaca"), OWN | {"format": "orca"}, ("rows.jsonl", "'instruction'", "map")),
+    "empty data set": (("datasets", "multialpaca"), OWN | {"files": "empty.jsonl"}, ("empty.jsonl", "'de'")),
+    "not a number": (("training", "learning_rate"), float("nan"), ("grid.yaml", "training.learning_rate")),
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A working folder with data files beside the grid."""
+    row = {"instruction": "Sag etwas.", "input": "", "output": "Etwas."}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    (tmp_path / "empty.jsonl").write_text("")
+    return tmp_path
+
+
+def refused(folder: Path, text: str, *arguments: str) -> str:
+    """Run a grid that must be refused; its message."""
+    (folder / "grid.yaml").write_text(text)
+    before = {path: path.stat().st_size for path in folder.rglob("*")}
+    environment = os.environ | {"CFT_RAY_CACHE": str(folder.parent / "cache")}
+    command = [str(CFT_RAY), "run", "grid.yaml", *arguments]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr and done.stdout == ""
+    assert "fix:" in done.stderr
+    assert {path: path.stat().st_size for path in folder.rglob("*")} == before, "something was written"
+    return done.stderr
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_the_grid(mistake: str, folder: Path) -> None:
+    path, value, words = MISTAKES[mistake]
+    grid = copy.deepcopy(GRID)
+    place: Any = grid
+    for part in path[:-1]:
+        place = place[part]
+    place[path[-1]] = value
+    message = refused(folder, yaml.safe_dump(grid, sort_keys=False))
+    assert all(word in message for word in words), message
+
+
+def test_a_key_given_twice(folder: Path) -> None:
+    message = refused(folder, yaml.safe_dump(GRID) + "\nname: again\n")
+    assert "grid.yaml" in message and "name" in message
+
+
+def test_yaml_syntax(folder: Path) -> None:
+    text = yaml.safe_dump(GRID).replace("strategies:", "strategies: [none\nrest:")
+    message = refused(folder, text)
+    assert "grid.yaml" in message and "line" in message
+
+
+def test_a_mistake_on_the_command_line(folder: Path) -> None:
+    message = refused(folder, yaml.safe_dump(GRID), "--set", "training.lerning_rate=1e-4")
+    assert "--set" in message and "learning_rate" in message
+
+
+def test_no_grid_at_all(tmp_path: Path) -> None:
+    done = subprocess.run([str(CFT_RAY), "plan", "absent.yaml"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "absent.yaml" in done.stderr and "Traceback" not in done.stderr
