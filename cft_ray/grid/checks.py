@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
+from cft_ray.data.toy import TOY
 from cft_ray.errors import UserError
 from cft_ray.grid.choices import chosen_benchmarks
 from cft_ray.grid.problems import nearest
@@ -43,6 +44,11 @@ def _once(grid: Grid, path: tuple[str | int, ...], names: Sequence[object]) -> N
 
 def _check_datasets(grid: Grid) -> None:
     for name, dataset in grid.datasets.items():
+        if dataset.toy is not None:
+            _known(grid, dataset.toy, TOY, ("datasets", name, "toy"), "toy data set")
+            for index, language in enumerate(dataset.languages):
+                there = TOY[dataset.toy].languages
+                _known(grid, language, there, ("datasets", name, "languages", index), f"{dataset.toy} in language")
         if dataset.english is not None:
             _known(grid, dataset.english, grid.datasets, ("datasets", name, "english"), "data set")
         for model, checkpoints in grid.models.items():

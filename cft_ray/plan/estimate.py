@@ -2,7 +2,8 @@
 
 Formulas: training takes 6·P FLOPs a token and attention 6·L·H·S more for causal rows of S tokens (Chowdhery et al. 2022,
 PaLM, arXiv 2204.02311, appendix B, halved for causality), a forward pass a third of that. Time assumes that a share
-`cluster.mfu` of the device's peak is reached; generation, bound by memory, may well be slower. Replay and generated
+`cluster.mfu` of the device's peak is reached: small batches (ZeRO-3 gathers all weights for each) and generation (bound
+by memory) reach less. Steps and tokens are of the phase's own data set, without replayed rows. Replay and generated
 answers count at their permitted length, so they are upper bounds.
 """
 
@@ -15,7 +16,18 @@ from cft_ray.errors import UserError
 from cft_ray.grid.problems import nearest
 from cft_ray.grid.schema import Grid
 from cft_ray.grid.settings import TrainingSettings
-from cft_ray.plan.known import DATASETS, ITEMS, MEMORY_BYTES, PEAK_FLOPS, Shape, Size, checkpoint_shape, scratch_shape
+from cft_ray.plan.known import (
+    BYTE_VOCABULARY,
+    DATASETS,
+    ITEMS,
+    MEMORY_BYTES,
+    PEAK_FLOPS,
+    Shape,
+    Size,
+    checkpoint_shape,
+    scratch_shape,
+    toy_size,
+)
 from cft_ray.plan.memory import TrainingMemory, training_memory
 from cft_ray.plan.specs import Checkpoint, DatasetSpec, EvaluateSpec, FinetuneSpec, ReplaySpec, Spec
 from cft_ray.plan.stage import Plan, Resources, Stage
@@ -114,6 +126,8 @@ class Estimator:
         hint = self.hints.get(name)
         if hint is not None:
             return Size(hint.rows, None, hint.tokens_per_row)
+        if spec.toy is not None:
+            return toy_size(spec.toy, spec.languages, spec.rows)
         known = DATASETS.get(spec.hub or "", Size())
         if spec.rows is None:
             return known
@@ -129,7 +143,7 @@ class Estimator:
             tokens = rows * spec.sampling.max_new_tokens if rows else None
             return self._generation(shape, rows, tokens, "rows of the phase 2 data set")
         if isinstance(spec, EvaluateSpec):
-            return self._evaluation(spec, shape)
+            return self._evaluation(spec, shape, size)
         if isinstance(spec, DatasetSpec):
             known = self._dataset(spec, "")
             return Estimate(rows=known.rows)
@@ -137,7 +151,7 @@ class Estimator:
 
     def _training(self, spec: FinetuneSpec, shape: Shape | None, size: Size) -> Estimate:
         training = spec.training
-        length = self._row_tokens(size, spec)
+        length = self._row_tokens(size, spec, shape)
         steps = _steps(training, size.rows, length)
         tokens = None
         if training.packing and steps is not None:
@@ -157,23 +171,28 @@ class Estimator:
             return replace(estimate, unknown="the model's shape" if shape is None else missing)
         return replace(estimate, flops=2.0 * shape.parameters * tokens, memory_bytes=2.0 * shape.parameters)
 
-    def _evaluation(self, spec: EvaluateSpec, shape: Shape | None) -> Estimate:
-        known = ITEMS.get(spec.benchmark)
-        if known is None:
+    def _evaluation(self, spec: EvaluateSpec, shape: Shape | None, size: Size) -> Estimate:
+        if size.rows is not None and size.characters is not None:
+            items, characters, answer = size.rows, size.characters, 0  # the rows hold their answers
+        elif spec.benchmark in ITEMS:
+            items, characters, answer = ITEMS[spec.benchmark]
+        else:
             return Estimate(unknown="the benchmark's items")
-        items, characters, answer = known
         if spec.limit is not None:
             items = min(items, spec.limit * len(spec.tasks))
         new = min(answer, spec.generation.max_new_tokens or answer)
-        return self._generation(shape, items, items * (characters / self.cluster.characters_per_token + new), "")
+        return self._generation(shape, items, items * (characters / self._characters_per_token(shape) + new), "")
 
-    def _row_tokens(self, size: Size, spec: FinetuneSpec) -> float | None:
+    def _characters_per_token(self, shape: Shape | None) -> float:
+        return 1.0 if shape is not None and shape.vocabulary == BYTE_VOCABULARY else self.cluster.characters_per_token
+
+    def _row_tokens(self, size: Size, spec: FinetuneSpec, shape: Shape | None) -> float | None:
         if size.tokens is not None:
             return min(size.tokens, spec.training.max_length)
         if size.characters is None:
             return None
         characters = size.characters + _TEMPLATE_CHARACTERS[spec.template.name]
-        return min(characters / self.cluster.characters_per_token, spec.training.max_length)
+        return min(characters / self._characters_per_token(shape), spec.training.max_length)
 
     def _priced(self, estimate: Estimate, resources: Resources) -> Estimate:
         peak = PEAK_FLOPS.get(self.cluster.device or "")

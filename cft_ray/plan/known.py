@@ -4,9 +4,11 @@ What is not here and cannot be read off a grid is *unknown*, and an estimate tha
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cft_ray.data.toy import TOY, generate
 from cft_ray.grid.settings import ScratchModel
 from cft_ray.plan.specs import Checkpoint
 
@@ -112,6 +114,16 @@ MEMORY_BYTES: dict[str, float] = {
     "B200": 180e9,
 }
 """device -> memory as sold."""
+
+
+def toy_size(name: str, languages: Sequence[str], rows: int | None) -> Size:
+    """The size of a toy data set; characters are measured on its first rows, which stand for the others."""
+    toy = TOY.get(name)
+    if toy is None:
+        return Size()
+    sample = list(generate(name, languages[0], 50))
+    characters = sum(len(row[column]) for row in sample for column in ("system", "instruction", "input", "output"))
+    return Size((rows or toy.rows) * len(languages), characters / len(sample))
 
 
 def scratch_shape(model: ScratchModel) -> Shape:

@@ -1,12 +1,16 @@
 """A plan in the terminal."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from cft_ray.grid.schema import Grid
-from cft_ray.plan.stage import Plan
+from cft_ray.plan.estimate import Estimate
+from cft_ray.plan.memory import TrainingMemory
+from cft_ray.plan.stage import Plan, Stage
 from cft_ray.plan.view import PlanView, as_json, view
 from cft_ray.plan.why import Artifact
 
@@ -32,17 +36,29 @@ def show(plan: Plan, grid: Grid, console: Console, artifacts: Iterable[Artifact]
         console.print(shared)
     if any(reason.status == "cached" for reason in seen.reasons.values()):
         console.print(_new(seen))
-    trainings = _trainings(seen)
+    trainings, memory = _trainings(seen)
     if trainings.row_count:
         console.print(trainings)
+    if len(memory.columns) > 1:
+        console.print(memory)
     console.print(_assumptions(seen), style="dim")
     for warning in seen.warnings:
         console.print(f"[yellow]note:[/yellow] {warning}")
 
 
+def _table(title: str, text: Sequence[str], numbers: Sequence[str] = ()) -> Table:
+    """A table that stays readable in 80 columns."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    for name in text:
+        table.add_column(name, no_wrap=name == "kind")
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
 def _cells(seen: PlanView) -> Table:
     plan = seen.plan
-    table = Table("model", "phase 1", "phase 2", "strategies", "cells", "to do", title=f"{plan.grid}: {len(plan.cells)} cells")
+    table = _table(f"{plan.grid}: {len(plan.cells)} cells", ("model", "phase 1", "phase 2", "strategies"), ("cells", "to do"))
     groups: dict[tuple[str, str, str], list[tuple[str, bool]]] = {}
     for cell in plan.cells:
         done = all(seen.reasons[fingerprint].status == "cached" for fingerprint in cell.roles.values())
@@ -52,38 +68,32 @@ def _cells(seen: PlanView) -> Table:
         undone = sum(not done for _, done in members)
         table.add_row(model, phase1, phase2, " ".join(names), str(len(members)), str(undone))
     if len(groups) > _MOST_ROWS:
-        table.add_row(f"… {len(groups) - _MOST_ROWS} more", "", "", "", "", "")
+        table.add_row(f"… {len(groups) - _MOST_ROWS} more")
     return table
 
 
 def _kinds(seen: PlanView) -> Table:
     kinds = seen.kinds()
-    unique = len(seen.plan.stages)
-    alone = sum(kind.alone for kind in kinds)
-    table = Table(title=f"{unique} unique stages ({alone} if every cell ran alone)")
-    columns = ("kind", "alone", "unique", "cached", "new", "tokens", "FLOPs", "GB/device", "device-hours")
-    for name in (*columns, seen.grid.cluster.currency):
-        table.add_column(name, justify="left" if name == "kind" else "right")
+    title = f"{len(seen.plan.stages)} unique stages ({sum(kind.alone for kind in kinds)} if every cell ran alone)"
+    currency = seen.grid.cluster.currency
+    table = _table(title, ("kind",), ("unique", "cached", "new", "tokens", "FLOPs", "GB", "dev-hours", currency))
     for kind in kinds:
-        partly = kind.unknown and kind.unknown < kind.unique - kind.cached
-        more = " + ?" if partly else ""
+        new = kind.unique - kind.cached
+        more = "+?" if 0 < kind.unknown < new else ""
         table.add_row(
             kind.kind,
-            str(kind.alone),
             str(kind.unique),
             str(kind.cached),
-            str(kind.unique - kind.cached),
-            _number(kind.tokens) + more,
-            _number(kind.flops) + more,
+            str(new),
+            *(_number(value) + more for value in (kind.tokens, kind.flops)),
             _memory(kind.memory_bytes),
-            _number(kind.device_hours) + more,
-            _number(kind.money) + more,
+            *(_number(value) + more for value in (kind.device_hours, kind.money)),
         )
     return table
 
 
 def _shared(seen: PlanView) -> Table:
-    table = Table("shared stage", "kind", "cells", title="most shared")
+    table = _table("most shared", ("stage", "kind"), ("cells",))
     costly = {"finetune", "replay", "drift"}
     shared = [
         (seen.uses[fingerprint], stage)
@@ -96,7 +106,7 @@ def _shared(seen: PlanView) -> Table:
 
 
 def _new(seen: PlanView) -> Table:
-    table = Table("new stage", "kind", "why", title="why new")
+    table = _table("why new", ("stage", "kind", "why"))
     new = [
         (stage, seen.reasons[fingerprint])
         for fingerprint, stage in seen.plan.stages.items()
@@ -109,44 +119,46 @@ def _new(seen: PlanView) -> Table:
     return table
 
 
-def _trainings(seen: PlanView) -> Table:
-    """One row per model and data size: what a training of it takes on each device."""
-    table = Table(title="largest trainings, per device")
-    parts = ("parameters", "gradients", "master", "moments", "gathered", "activations", "logits")
-    for name in ("training", "workers", "steps", "tokens", *parts, "GB", "hours"):
-        table.add_column(name, justify="left" if name == "training" else "right")
-    rows: dict[tuple[object, ...], tuple[str, ...]] = {}
+def _trainings(seen: PlanView) -> tuple[Table, Table]:
+    """What a training takes, and the memory of its devices part by part; like trainings are shown once."""
+    trainings = _table("trainings to do", ("training",), ("alike", "workers", "steps", "tokens", "FLOPs", "hours"))
+    memory = _table("memory of each device in GB, all weights trained", ("training",), ())
+    like: dict[tuple[object, ...], list[tuple[Stage, Estimate]]] = {}
     for fingerprint, stage in seen.plan.stages.items():
         estimate = seen.estimates[fingerprint]
-        memory = estimate.memory
-        if stage.kind != "finetune" or memory is None or seen.reasons[fingerprint].status == "cached":
-            continue
-        key = (memory, estimate.steps, estimate.tokens)
-        if key in rows:
-            continue
-        rows[key] = (
+        if stage.kind == "finetune" and seen.reasons[fingerprint].status == "new":
+            like.setdefault((stage.resources.workers, estimate), []).append((stage, estimate))
+    columns: dict[TrainingMemory, str] = {}
+    for members in list(like.values())[:_MOST_ROWS]:
+        stage, estimate = members[0]
+        hours = estimate.seconds / 3600 if estimate.seconds is not None else None
+        trainings.add_row(
             stage.label,
+            str(len(members)),
             str(stage.resources.workers),
-            _number(estimate.steps),
-            _number(estimate.tokens),
-            *(_memory(getattr(memory, part)) for part in parts),
-            _memory(memory.total),
-            _number(estimate.seconds / 3600 if estimate.seconds is not None else None),
+            *(_number(value) for value in (estimate.steps, estimate.tokens, estimate.flops, hours)),
         )
-    for row in sorted(rows.values(), key=lambda row: row[0])[:12]:
-        table.add_row(*row)
-    return table
+        if estimate.memory is not None:
+            columns.setdefault(estimate.memory, stage.label)
+    shown = list(columns.items())[:4]
+    for _, label in shown:
+        memory.add_column(label, justify="right")
+    for part in (field.name for field in fields(TrainingMemory)):
+        memory.add_row(part, *(_memory(getattr(parts, part)) for parts, _ in shown))
+    memory.add_row("together", *(_memory(parts.total) for parts, _ in shown), style="bold")
+    return trainings, memory
 
 
 def _assumptions(seen: PlanView) -> str:
     cluster = seen.grid.cluster
-    device = cluster.device or "no device named, so no times"
-    price = (
-        "no price" if cluster.price_per_device_hour is None else f"{cluster.price_per_device_hour:g} {cluster.currency} an hour"
+    device = (
+        f"{cluster.device} at {cluster.mfu:.0%} of its peak" if cluster.device else "no device named (`cluster`), so no times"
     )
+    hourly = cluster.price_per_device_hour
+    price = "" if hourly is None else f"; {hourly:g} {cluster.currency} an hour"
     return (
-        f"Estimates of what is new, ? where something is unknown. {device}, {price}, at {cluster.mfu:.0%} of its peak; "
-        f"{cluster.characters_per_token:g} characters a token; full training of all weights; replayed answers at full length."
+        f"Of what is new, ? where something is unknown. GB on each device; hours of one device: {device}{price}. "
+        f"{cluster.characters_per_token:g} characters a token; replayed answers at full length."
     )
 
 
@@ -155,7 +167,7 @@ def _number(value: float | None) -> str:
         return "?"
     for unit, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= size:
-            return f"{value / size:.3g} {unit}"
+            return f"{value / size:.3g}{unit}"
     return f"{value:.3g}"
 
 

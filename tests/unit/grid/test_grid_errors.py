@@ -60,6 +60,8 @@ CASES = {
     "missing section": ("evaluation: {benchmarks: [toy_letters]}\n", "", "evaluation", "missing", "evaluation"),
     "unknown dataset": ("phase2: many}", "phase2: menny}", "pairs[0].phase2", "menny", "many"),
     "unknown dataset of a checkpoint": ("{data: mixture}", "{data: mixtrue}", "models.toy.base.train.data", "mixtrue", "mixture"),
+    "unknown toy data set": ("{toy: mixture", "{toy: mixtur", "datasets.mixture.toy", "mixtur", "mixture"),
+    "language that a toy data set lacks": ("[de, es]", "[de, fr]", "datasets.many.languages[1]", "fr", "de"),
     "unknown counterpart": ("english: letters", "english: leters", "datasets.many.english", "leters", "letters"),
     "unknown strategy": ("GR_10]", "GRR_10]", "strategies[1]", "GRR_10", "GR_10"),
     "unknown setting of a strategy": ("GR_10]", "{name: GR_10, ration: 0.1}]", "strategies[1].ration", "ration", "ratio"),
@@ -87,7 +89,7 @@ CASES = {
     "too few devices": ("training:", "cluster: {max_devices: 1}\nresources: {finetune: {workers: 2, gpus: 1}}\ntraining:", "resources.finetune", "2 devices", "at most 1"),
     "unknown device": ("training:", "cluster: {device: A100-80}\ntraining:", "cluster.device", "A100-80", "A100-80GB"),
     "missing base": ("    base:", "    bose:", "models.toy", "base", "base"),
-    "ambiguous name": ("  mixture: {toy", "  instruct: {toy: x, languages: [en]}\n  mixture: {toy", "datasets.instruct", "both", "rename"),
+    "ambiguous name": ("  mixture: {toy", "  instruct: {toy: instruct, languages: [en]}\n  mixture: {toy", "datasets.instruct", "both", "rename"),
 }  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from cft_ray.data.toy import TOY, generate
 from cft_ray.grid.schema import grid_from_text, load_grid
 from cft_ray.grid.settings import TrainingSettings
 from cft_ray.plan.build import build
@@ -80,6 +81,15 @@ def test_packing_and_size_hint(repository):
     phase1 = found["mistral-7b openorca"]
     packs = math.ceil(1000 * 500 / 8192)
     assert phase1.steps == math.ceil(packs / 16) and phase1.tokens == phase1.steps * 16 * 8192
+
+
+def test_toy_world_is_counted_by_its_bytes(repository):
+    found, _ = estimates("evaluation.limit=10", path=repository / "grids/smoke.yaml")
+    phase1 = found["mistral-toy alpaca"]
+    rows = [row for row, _ in zip(generate("alpaca", "en"), range(50), strict=False)]
+    length = sum(len(row["system"] + row["instruction"] + row["input"] + row["output"]) for row in rows) / 50 + 4
+    assert phase1.rows == TOY["alpaca"].rows and phase1.tokens == pytest.approx(phase1.steps * 32 * length)
+    assert found["mistral-toy alpaca toy_languages"].rows == 3 * 10
 
 
 def test_nothing_is_guessed():

@@ -7,6 +7,8 @@ from typing import Any
 
 from rich.console import Console
 
+from cft_ray.artifacts.storage import Storage
+from cft_ray.artifacts.store import ArtifactStore
 from cft_ray.grid.schema import load_grid
 from cft_ray.plan.build import build
 from cft_ray.plan.show import show
@@ -48,6 +50,20 @@ def test_warnings_name_what_is_missing_and_what_does_not_fit(repository):
     warnings = view(build(grid), grid, []).warnings
     assert any("mopenorca" in warning for warning in warnings)
     assert any("which has 80 GB" in warning for warning in warnings)
+
+
+def test_storage_says_what_is_cached_and_is_not_touched(repository, tmp_path):
+    grid = load_grid(repository / "grids/smoke.yaml", [f"storage.uri={tmp_path}/runs"])
+    plan = build(grid)
+    assert {reason.status for reason in view(plan, grid).reasons.values()} == {"new"}
+    assert not (tmp_path / "runs").exists()
+    stage = next(iter(plan.stages.values()))
+    store = ArtifactStore(Storage(tmp_path / "runs"))
+    folder = store.stage_folder(stage.kind, stage.fingerprint, 1)
+    (folder / "rows.parquet").write_bytes(b"x")
+    store.publish(stage, folder, outputs={}, attempt=1, seconds=1.0, versions={})
+    cached = [fingerprint for fingerprint, reason in view(plan, grid).reasons.items() if reason.status == "cached"]
+    assert cached == [stage.fingerprint]
 
 
 def test_terminal_shows_every_grid(repository):
