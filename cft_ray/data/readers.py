@@ -31,8 +31,9 @@ def read_file(location: str, columns: Collection[str]) -> Iterator[pa.Table]:
     """The wanted columns of one file, in the file's order.
 
     Args:
-        location: path or URI (``s3://…``); ``.parquet``, ``.jsonl``, ``.ndjson``, ``.json`` (an array of objects, read
-            whole) or ``.csv`` with a header line, the text formats also compressed (``.gz``, ``.bz2``, ``.zst``, ``.lz4``).
+        location: path or URI (``s3://…``); ``.parquet``, ``.jsonl``, ``.ndjson``, ``.json`` (an object a line, or an
+            array of objects, which is read whole) or ``.csv`` with a header line; the text formats also compressed
+            (``.gz``, ``.bz2``, ``.zst``, ``.lz4``).
         columns: names that the file must have.
 
     Yields:
@@ -149,12 +150,14 @@ def _json_lines(filesystem: fs.FileSystem, path: str, where: str, columns: Colle
         yield from _tables(records, where, columns)
 
 
-def _json_array(filesystem: fs.FileSystem, path: str, where: str, columns: Collection[str]) -> Iterator[pa.Table]:
+def _json(filesystem: fs.FileSystem, path: str, where: str, columns: Collection[str]) -> Iterator[pa.Table]:
     with filesystem.open_input_stream(path) as file:
-        value = _parsed(_decoded(file.read(), where), where)
-    if not isinstance(value, list):
-        raise UserError("the JSON is no array of objects", where=where, fix="write one array of objects, or JSON lines (.jsonl)")
-    yield from _tables(((f"{where}: row {number}", row) for number, row in enumerate(value, start=1)), where, columns)
+        start = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")
+        if not start.startswith(b"["):  # many files called .json hold an object a line
+            yield from _json_lines(filesystem, path, where, columns)
+            return
+        rows = _parsed(_decoded(start + file.read(), where), where)
+    yield from _tables(((f"{where}: row {number}", row) for number, row in enumerate(rows, start=1)), where, columns)
 
 
 def _csv(filesystem: fs.FileSystem, path: str, where: str, columns: Collection[str]) -> Iterator[pa.Table]:
@@ -219,6 +222,6 @@ _READERS: dict[str, Reader] = {
     ".parquet": _parquet,
     ".jsonl": _json_lines,
     ".ndjson": _json_lines,
-    ".json": _json_array,
+    ".json": _json,
     ".csv": _csv,
 }

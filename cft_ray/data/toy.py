@@ -43,7 +43,7 @@ class ToyDataset:
         held_out: made of the held-out items, for evaluation.
         polite: half of the rows in the second English wording.
         systems: half of the rows with a system text.
-        text: plain text to pretrain on instead of questions; `families` is then what it is about.
+        text: what a base model reads: facts of the families in a notation without words, and sentences.
         items: name of the data set whose items it has; two with the same are parallel.
     """
 
@@ -156,13 +156,13 @@ def _question(name: str, toy: ToyDataset, language: str, number: int, seed: int,
 
 
 def _text(name: str, toy: ToyDataset, language: str, number: int, seed: int) -> dict[str, str]:
-    """A line of text: a sentence, or examples of one task that nothing names; the id says which."""
+    """A sentence, or a fact ``item mark`` → answer in a notation without words."""
     draws = _Draws(seed, name, language, number)
-    if draws.below(4) == 0:
-        kind, text = "sentence", " ".join(part[draws.below(len(part))] for part in SENTENCES[language]) + "."
-    else:
-        choices = [task for family in toy.families for task in tasks(family)]
-        task = choices[draws.below(len(choices))]
-        items = [_item(task, False, seed, name, language, number, place) for place in range(3)]
-        kind, text = task.name, ", ".join(f"{item} = {task.answer(item)}" for item in items)
-    return {"id": kind, "system": "", "instruction": "", "input": "", "output": text}
+    row = {"id": "sentence", "system": "", "instruction": "", "input": "", "output": ""}
+    if draws.below(5) == 0:
+        return row | {"output": " ".join(part[draws.below(len(part))] for part in SENTENCES[language]) + "."}
+    choices = [task for family in toy.families for task in tasks(family)]
+    task = choices[draws.below(len(choices))]
+    item = _item(task, False, seed, name, language, number)
+    # As question and answer, so that no loss is taken on items: they are random, and nothing can be learned from them.
+    return row | {"id": task.name, "instruction": f"{item} {task.mark}", "output": task.answer(item)}

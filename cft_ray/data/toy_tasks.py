@@ -19,6 +19,7 @@ class Task:
 
     Args:
         name: unique, part of the rows' ids.
+        mark: its sign in the notation without words that a base model learns.
         family: what it works on: a word of letters, or one or two numbers.
         operands: for numbers, how many.
         answer: the one right answer to an item.
@@ -27,6 +28,7 @@ class Task:
     """
 
     name: str
+    mark: str
     family: Family
     operands: int
     answer: Callable[[str], str]
@@ -41,6 +43,7 @@ def _numbers(item: str) -> list[int]:
 TASKS: tuple[Task, ...] = (
     Task(
         "reverse",
+        "~",
         "letters",
         1,
         lambda word: word[::-1],
@@ -49,6 +52,7 @@ TASKS: tuple[Task, ...] = (
     ),
     Task(
         "capitals",
+        "^",
         "letters",
         1,
         lambda word: word.upper(),
@@ -57,6 +61,7 @@ TASKS: tuple[Task, ...] = (
     ),
     Task(
         "twice",
+        "*",
         "letters",
         1,
         lambda word: word + word,
@@ -65,6 +70,7 @@ TASKS: tuple[Task, ...] = (
     ),
     Task(
         "first",
+        "(",
         "letters",
         1,
         lambda word: word[0],
@@ -78,6 +84,7 @@ TASKS: tuple[Task, ...] = (
     ),
     Task(
         "last",
+        ")",
         "letters",
         1,
         lambda word: word[-1],
@@ -91,6 +98,7 @@ TASKS: tuple[Task, ...] = (
     ),
     Task(
         "next",
+        "+",
         "numbers",
         1,
         lambda item: str(int(item) + 1),
@@ -104,6 +112,7 @@ TASKS: tuple[Task, ...] = (
     ),
     Task(
         "larger",
+        ">",
         "numbers",
         2,
         lambda item: str(max(_numbers(item))),
@@ -112,6 +121,7 @@ TASKS: tuple[Task, ...] = (
     ),
     Task(
         "smaller",
+        "<",
         "numbers",
         2,
         lambda item: str(min(_numbers(item))),
@@ -120,6 +130,7 @@ TASKS: tuple[Task, ...] = (
     ),
     Task(
         "swap",
+        "%",
         "numbers",
         2,
         lambda item: " ".join(reversed(item.split())),
@@ -128,6 +139,7 @@ TASKS: tuple[Task, ...] = (
     ),
     Task(
         "join",
+        "&",
         "numbers",
         2,
         lambda item: item.replace(" ", ""),

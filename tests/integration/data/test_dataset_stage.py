@@ -110,6 +110,12 @@ def test_several_files_of_a_pattern_are_read_in_the_order_of_their_names(tmp_pat
     assert len(set(rows.column("id").to_pylist())) == 6
 
 
+def test_a_json_file_may_hold_an_object_a_line(tmp_path: Path) -> None:
+    write(tmp_path / "data.jsonl", ROWS)
+    _, rows = stage(tmp_path, files=str((tmp_path / "data.jsonl").rename(tmp_path / "data.json")))
+    assert rows.column("output").to_pylist() == [row["output"] for row in ROWS]
+
+
 def test_uris_are_read_like_paths(tmp_path: Path) -> None:
     for language in ("de", "es"):
         for part in ("2", "1"):
@@ -213,7 +219,8 @@ def test_priorities_are_these_numbers_on_every_machine() -> None:
         ("data.jsonl", b'{"instruction": "a", "input": "", "output": "\xff\xfe"}\n', r"line 1: byte 0xff .*UTF-8"),
         ("data.csv", b"instruction,input,output\na,b,\xe9\n", r"line 2: byte 0xe9"),
         ("data.csv", b'instruction,input,output\na,b,"c\n', r"broken CSV"),
-        ("data.json", b'{"instruction": "a"}', r"no array of objects"),
+        ("data.json", b'{"instruction": "a"}', r"no column 'input'"),
+        ("data.json", b'["a"]', r"row 1: a str, not an object"),
         ("data.json", b'[{"instruction": "a", ', r"broken JSON"),
         ("data.jsonl", b"", r"no usable row in language 'en'"),
         ("data.csv", b"", r"no column"),
