@@ -10,8 +10,8 @@ class UserError(Exception):
         fix: what would be right.
     """
 
-    def __init__(self, what: str, *, where: str | None = None, fix: str | None = None) -> None:
-        super().__init__(what, where, fix)  # all three, so that the error survives pickling between Ray processes
+    def __init__(self, what: str, where: str | None = None, fix: str | None = None) -> None:
+        super().__init__(what, where, fix)  # all three, in order: pickling between Ray processes calls with them
         self.what, self.where, self.fix = what, where, fix
 
     def __str__(self) -> str:
