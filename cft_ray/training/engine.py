@@ -43,6 +43,8 @@ def join(timeout: timedelta = timedelta(minutes=30)) -> tuple[int, int]:
         if device().type == "cuda":
             torch.cuda.set_device(device())
         distributed.init_process_group("nccl" if device().type == "cuda" else "gloo", timeout=timeout)
+    # DeepSpeed asks for the number of CPU "devices" at every step, and runs a program to find out unless it is told.
+    os.environ.setdefault("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1"))
     deepspeed.init_distributed(dist_backend=distributed.get_backend(), verbose=False)
     return distributed.get_rank(), distributed.get_world_size()
 

@@ -1,6 +1,6 @@
 """Optional loggers: each is a callable on step rows, built from a small declaration in the grid.
 
-``[{use: tensorboard, folder: runs/tb}, {use: mlflow, tracking_uri: …, experiment: …}, {use: wandb, project: …}]``
+``[{name: tensorboard, folder: runs/tb}, {name: mlflow, tracking_uri: …, experiment: …}, {name: wandb, project: …}]``
 The packages are imported only if asked for.
 """
 
@@ -19,7 +19,7 @@ def build(loggers: Sequence[dict[str, Any]], run: str) -> list[StepLogger]:
     """Build loggers.
 
     Args:
-        loggers: declarations; ``use`` names the kind, the rest are its settings.
+        loggers: declarations; ``name`` names the kind, the rest are its settings.
         run: name of the run in the logger (the stage's fingerprint).
 
     Raises:
@@ -28,7 +28,7 @@ def build(loggers: Sequence[dict[str, Any]], run: str) -> list[StepLogger]:
     built = []
     for declaration in loggers:
         settings = dict(declaration)
-        kind = settings.pop("use", None)
+        kind = settings.pop("name", None)
         if kind not in _KINDS:
             raise UserError(f"unknown logger {kind!r}", where="loggers", fix=f"use one of {', '.join(sorted(_KINDS))}")
         make, allowed = _KINDS[kind]
@@ -60,9 +60,9 @@ def _tensorboard(run: str, settings: dict[str, Any]) -> StepLogger:
 
 def _mlflow(run: str, settings: dict[str, Any]) -> StepLogger:
     client = _import("mlflow", "mlflow-skinny").MlflowClient(tracking_uri=settings.get("tracking_uri"))
-    name = settings.get("experiment", "cft-ray")
-    experiment = client.get_experiment_by_name(name)
-    identifier = experiment.experiment_id if experiment else client.create_experiment(name)
+    title = settings.get("experiment", "cft-ray")
+    experiment = client.get_experiment_by_name(title)
+    identifier = experiment.experiment_id if experiment else client.create_experiment(title)
     run_id = client.create_run(identifier, run_name=run).info.run_id
 
     def log(row: dict[str, Any]) -> None:

@@ -12,9 +12,8 @@ class FreezeRows(Strategy):
             gradient[: self.rows_frozen] = 0
             return gradient
 
-        layers = model.model.layers
-        layers[0].self_attn.q_proj.weight.register_hook(without_first_rows)
-        layers[1].requires_grad_(False)
+        model.get_parameter("model.layers.0.self_attn.q_proj.weight").register_hook(without_first_rows)
+        model.get_submodule("model.layers.1").requires_grad_(False)
         return model
 
     def facts(self, model):

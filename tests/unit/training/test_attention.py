@@ -26,8 +26,9 @@ def test_equals_dense_attention_forward_and_backward(lengths, kv_heads, window):
     shapes = [(1, heads, sum(lengths), 8) for heads in (4, kv_heads, kv_heads)]
     ours = [torch.randn(shape, requires_grad=True) for shape in shapes]
     theirs = [state.detach().clone().requires_grad_() for state in ours]
-    output, _ = attend(torch.nn.Module(), *ours, None, layout=Layout.of(lengths), sliding_window=window)
-    expected = dense(*theirs, lengths, window)
+    query, key, value = ours
+    output, _ = attend(torch.nn.Module(), query, key, value, None, layout=Layout.of(lengths), sliding_window=window)
+    expected = dense(theirs[0], theirs[1], theirs[2], lengths, window)
     torch.testing.assert_close(output.double(), expected, atol=1e-5, rtol=1e-5)
     weights = torch.randn(expected.shape)
     (output * weights).sum().backward()
