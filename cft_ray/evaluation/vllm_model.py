@@ -63,7 +63,8 @@ class VllmModel(Templated, TemplateLM):
         for tokens, (_, asked) in zip(contexts, questions, strict=True):
             options: dict[str, Any] = dict(normalize_gen_kwargs(asked, NEW_TOKENS))
             stop = [text for text in options.pop("until") if text]
-            options.pop("do_sample", None)
+            if not options.pop("do_sample"):
+                options["temperature"] = 0.0  # the harness leaves it out where a task says neither
             kept, new_tokens = maybe_truncate(tokens, options.pop("max_gen_toks"), self.max_length, verbose=False)
             prompts.append({"prompt_token_ids": kept})
             parameters.append(SamplingParams(max_tokens=new_tokens, stop=stop, seed=self.seed, **options))

@@ -1,0 +1,144 @@
+"""Answers of one model to many prompts: Ray Data and vLLM, through `ray.data.llm`.
+
+The prompts come as tokens, each with the seed of its own random numbers, so that an answer depends on the model, the
+prompt and that seed, not on what it was batched with. Answers come as they are finished, in no order. What the engine
+needs to hear is in `cft_ray.generation.settings`; the sizes here keep it fed: throughput is flat as long as
+``BATCH_SIZE`` times ``CONCURRENT_BATCHES`` is a few times the sequences that it runs at once.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cft_ray.generation.settings import ENVIRONMENT, device, engine_arguments
+from cft_ray.grid.settings import ReplaySampling
+from cft_ray.plan.stage import Resources
+
+BATCH_SIZE = 32
+CONCURRENT_BATCHES = 16
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What is asked.
+
+    Args:
+        index: names it among the answers.
+        tokens: token ids, the beginning-of-sequence token included.
+        seed: of this answer's random numbers, in [0, 2^63).
+        new_tokens: most tokens of the answer.
+    """
+
+    index: int
+    tokens: list[int]
+    seed: int
+    new_tokens: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came.
+
+    Args:
+        index: of its prompt.
+        text: without special tokens.
+        tokens: number of tokens generated, the end-of-sequence token included.
+        finish_reason: ``stop``: the model ended it; ``length``: it ran into the limit.
+    """
+
+    index: int
+    text: str
+    tokens: int
+    finish_reason: str
+
+
+def answers(model: str, prompts: Sequence[Prompt], sampling: ReplaySampling, resources: Resources) -> Iterator[Answer]:
+    """Ask ``model`` all prompts; inside a running Ray.
+
+    Args:
+        model: local Hugging Face folder, on every node that works.
+        prompts: what to ask, at least one.
+        sampling: temperature, nucleus, length and dtype.
+        resources: ``workers`` engines, each with ``cpus`` CPUs and ``gpus`` GPUs (tensor parallelism).
+
+    Raises:
+        UserError: the folder is no model.
+    """
+    import pyarrow as pa
+    import ray
+    from ray.data.llm import build_processor, vLLMEngineProcessorConfig
+
+    data = ray.data.DataContext.get_current()
+    data.enable_progress_bars = False
+    data.print_on_execution_start = False
+    data.execution_options.preserve_order = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+    gpus = int(resources.gpus)
+    arguments = engine_arguments(
+        model,
+        dtype=sampling.dtype,
+        max_length=sampling.max_length,
+        seed=0,
+        on="cuda" if gpus or device() == "cuda" else "cpu",
+        gpus=max(gpus, 1),
+    )
+    arguments.pop("model")
+    ends = _end_tokens(model)
+    bundle = {"CPU": resources.cpus} | ({"GPU": 1} if gpus else {})
+    config = vLLMEngineProcessorConfig(
+        model_source=model,
+        engine_kwargs=arguments,
+        batch_size=BATCH_SIZE,
+        max_concurrent_batches=CONCURRENT_BATCHES,
+        concurrency=(1, resources.workers),
+        placement_group_config={"bundles": [bundle] + [{"GPU": 1}] * (gpus - 1)},
+        runtime_env={"env_vars": {**ENVIRONMENT, "OMP_NUM_THREADS": str(max(int(resources.cpus), 1))}},
+        log_engine_metrics=False,
+        chat_template_stage=False,
+        tokenize_stage=False,
+        detokenize_stage=False,
+    )
+    shared = {"temperature": sampling.temperature, "top_p": sampling.top_p}
+
+    def ask(row: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "tokenized_prompt": row["tokens"],
+            "sampling_params": {**shared, "seed": int(row["seed"]), "max_tokens": int(row["new_tokens"])},
+        }
+
+    def answer(row: dict[str, Any]) -> dict[str, Any]:
+        tokens = row["generated_tokens"]
+        ended = len(tokens) > 0 and int(tokens[-1]) in ends
+        return {
+            "index": row["index"],
+            "text": row["generated_text"],
+            "tokens": len(tokens),
+            "finish_reason": "stop" if ended else "length",
+        }
+
+    # The two conversions beside the engine are light; whole CPUs for them would wait for the engine's.
+    light = {"num_cpus": 0.01}
+    processor = build_processor(
+        config, preprocess=ask, postprocess=answer, preprocess_map_kwargs=light, postprocess_map_kwargs=light
+    )
+    table = pa.table({name: [getattr(prompt, name) for prompt in prompts] for name in ("index", "tokens", "seed", "new_tokens")})
+    blocks = [table.slice(start, BATCH_SIZE) for start in range(0, table.num_rows, BATCH_SIZE)]
+    for row in processor(ray.data.from_arrow(blocks)).iter_rows():
+        yield Answer(int(row["index"]), str(row["text"]), int(row["tokens"]), str(row["finish_reason"]))
+
+
+def _end_tokens(model: str) -> frozenset[int]:
+    """Tokens at which vLLM ends an answer: the model's, and those of its generation settings."""
+    from transformers import AutoTokenizer, GenerationConfig
+
+    found: set[int] = set()
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    try:
+        settings = GenerationConfig.from_pretrained(model).eos_token_id
+    except OSError:  # a model without generation_config.json
+        settings = None
+    for ends in (tokenizer.eos_token_id, settings):
+        found.update([ends] if isinstance(ends, int) else ends or [])
+    return frozenset(found)
