@@ -20,7 +20,7 @@ from cft_ray.drift.pairs import TensorPair
 from cft_ray.drift.weights import FLOAT_BYTES, StoredTensor
 from cft_ray.errors import UserError
 
-_CHUNK = 2**18
+_CHUNK = 2**19
 """elements that are read and measured at a time: both sides and their float32 copies fit a core's cache"""
 _BLOCK = 2**10
 """elements of one float32 sum"""
