@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from cft_ray.grid.benchmarks import BENCHMARKS
 from cft_ray.grid.schema import Grid
 from cft_ray.plan.build import unresolved
 from cft_ray.plan.digest import is_uri, local_path
@@ -85,6 +86,8 @@ def view(plan: Plan, grid: Grid, artifacts: Iterable[Artifact] | None = None) ->
     warnings = [
         f"data set {stage.label} is still to be supplied: {grid.datasets[stage.label].missing}" for stage in unresolved(plan)
     ]
+    declared = ((choice.name, BENCHMARKS.get(choice.name)) for choice in grid.evaluation.benchmarks)
+    warnings += [f"benchmark {name} cannot be run yet: {known.missing}" for name, known in declared if known and known.missing]
     large = (too_large(stage, estimates[fingerprint], grid) for fingerprint, stage in plan.stages.items())
     warnings += list(dict.fromkeys(text for text in large if text is not None))[:3]
     reasons = explain(plan, stored(grid) if artifacts is None else artifacts)

@@ -5,6 +5,7 @@
 import re
 
 import pytest
+import yaml
 
 from cft_ray.errors import UserError
 from cft_ray.grid.schema import grid_from_text, load_grid
@@ -131,7 +132,8 @@ def test_missing_file_and_no_mapping(tmp_path):
     assert "mapping" in mistake("- a\n").what
 
 
-def test_missing_local_files_are_named(tmp_path):
+def test_missing_local_files_are_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     files = tmp_path / "{language}.jsonl"
     (tmp_path / "de.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
     declared = f"{{files: '{files}', format: alpaca, languages: [de, es]}}"
@@ -143,6 +145,28 @@ def test_counterpart_that_replay_needs():
     error = mistake(GRID.replace(", english: letters", ""))
     assert error.where is not None and "strategies[1]" in error.where
     assert error.fix is not None and "english" in error.fix
+
+
+def _places(value, path=()):
+    if path:
+        yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield from _places(item, (*path, key))
+
+
+@pytest.mark.parametrize("wrong", [None, -1, "x", [], {"x": 1}, [["x"]], float("nan")], ids=repr)
+def test_anything_anywhere_is_a_plan_or_a_user_error_with_a_place(wrong):
+    for path in _places(yaml.safe_load(GRID)):
+        values = yaml.safe_load(GRID)
+        node = values
+        for key in path[:-1]:
+            node = node[key]
+        node[path[-1]] = wrong
+        try:
+            build(grid_from_text(yaml.safe_dump(values), "small.yaml"))
+        except UserError as error:
+            assert error.where, (path, error)
 
 
 def test_alias_bomb_and_depth_are_refused():

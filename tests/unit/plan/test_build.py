@@ -31,6 +31,11 @@ evaluation: {benchmarks: [toy_letters, ifeval]}
 """
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 def planned(*sets, text=GRID):
     return build(grid_from_text(text, "g.yaml", sets))
 
