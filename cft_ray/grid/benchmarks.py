@@ -45,6 +45,13 @@ BENCHMARKS: dict[str, Benchmark] = {
         generation=_ANSWERS,
         data="eval_languages",
     ),
+    "toy_languages_numbers": Benchmark(
+        ability="LA",
+        tasks=_by_language("toy_languages_numbers_{}", "de es sw"),
+        metric="exact_match",
+        generation=_ANSWERS,
+        data="eval_languages_numbers",
+    ),
     "ifeval": Benchmark(ability="TA", tasks={"en": "ifeval"}, metric="prompt_level_strict_acc"),
     "mmlu": Benchmark(ability="TA", tasks={"en": "mmlu"}, metric="acc"),
     "hellaswag": Benchmark(ability="TA", tasks={"en": "hellaswag"}, metric="acc_norm"),
