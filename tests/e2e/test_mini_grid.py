@@ -1,0 +1,149 @@
+"""One small grid through everything for real: ZeRO-3 training, vLLM replay, lm-evaluation-harness, tables, results.
+
+The models are too small and trained too briefly to be good at anything: what is checked is that every part is there
+and that the numbers agree with each other, not how high they are.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+import yaml
+
+import cft_ray
+from cft_ray.grid.schema import load_grid
+from cft_ray.plan.build import build
+
+CFT_RAY = Path(sys.executable).parent / "cft-ray"
+GRID = {
+    "name": "mini",
+    "storage": {"uri": "storage"},
+    "models": {
+        "tiny": {
+            "base": {
+                "scratch": {
+                    "hidden_size": 64,
+                    "layers": 2,
+                    "heads": 2,
+                    "kv_heads": 1,
+                    "intermediate_size": 128,
+                    "max_positions": 256,
+                },
+                "train": {"data": "mixture"},
+            }
+        }
+    },
+    "datasets": {
+        "mixture": {"toy": "mixture", "languages": ["en"], "rows": 200},
+        "alpaca": {"toy": "alpaca", "languages": ["en"], "rows": 200},
+        "multialpaca": {"toy": "multialpaca", "languages": ["de"], "rows": 200, "english": "alpaca"},
+    },
+    "pairs": [{"phase1": "alpaca", "phase2": "multialpaca"}],
+    "strategies": ["none", "GR_10"],
+    "template": {"name": "toy"},
+    "training": {"learning_rate": 1e-3, "steps": 20, "batch_size": 16, "precision": "fp32", "max_length": 128},
+    "replay": {"max_new_tokens": 16},
+    "evaluation": {"limit": 20, "evaluate_base": False, "benchmarks": ["toy_letters", "toy_languages"]},
+}
+
+
+def cft_ray_(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"CFT_RAY_CACHE": str(cwd / "cache")}
+    environment.pop("RAY_ADDRESS", None)
+    command = [str(CFT_RAY), *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=580, check=False)
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """The grid's folder after `cft-ray run`, and what that printed."""
+    folder = tmp_path_factory.mktemp("mini")
+    (folder / "grid.yaml").write_text(yaml.safe_dump(GRID, sort_keys=False))
+    done = cft_ray_("run", "grid.yaml", cwd=folder)
+    assert done.returncode == 0, done.stderr[-8000:]
+    return folder, done
+
+
+def manifests(folder: Path) -> dict[str, tuple[int, str]]:
+    """Artifact -> (time of its manifest, its kind)."""
+    found = (folder / "storage" / "artifacts").glob("*/*/manifest.json")
+    return {path.parent.name: (path.stat().st_mtime_ns, path.parent.parent.name) for path in found}
+
+
+pytestmark = pytest.mark.timeout(900)
+
+
+def test_every_planned_stage_has_its_artifact(ran):
+    folder, _ = ran
+    planned = build(load_grid(folder / "grid.yaml", [f"storage.uri={folder / 'storage'}"]))
+    assert set(manifests(folder)) == set(planned.stages)
+    stages = cft_ray.open(folder / "storage").stages().collect()
+    assert set(stages["fingerprint"]) == set(planned.stages) and set(stages["status"]) == {"done"}
+
+
+def test_the_results_agree_with_the_samples_they_come_from(ran):
+    folder, _ = ran
+    results = cft_ray.open(folder / "storage")
+    rows = results.results().collect()
+    assert set(rows["strategy"]) == {"none", "GR_10"} and set(rows["ability"]) == {"TA", "LA"}
+    assert rows.select(pl.col("phase1_score", "phase2_score", "change").null_count()).row(0) == (0, 0, 0)
+    assert rows.select(((pl.col("phase2_score") - pl.col("phase1_score") - pl.col("change")).abs() < 1e-12).all()).item()
+    items = results.samples().group_by("fingerprint", "task", "language").len().collect()
+    assert set(items["len"]) == {20}
+
+
+def test_training_is_recorded_step_by_step(ran):
+    folder, _ = ran
+    steps = cft_ray.open(folder / "storage").steps().collect()
+    assert steps.group_by("fingerprint").agg(pl.col("step").n_unique())["step"].to_list() == [20] * 4
+    assert steps["loss"].is_finite().all() and (steps["tokens"] > 0).all()
+
+
+def test_replay_is_a_tenth_of_the_phase_2_data(ran):
+    folder, _ = ran
+    (replay,) = (folder / "storage" / "artifacts" / "replay").glob("*/rows.parquet")
+    assert pl.read_parquet(replay).height == 20
+
+
+def test_results_shows_what_run_showed(ran):
+    folder, run = ran
+    shown = cft_ray_("results", "grid.yaml", cwd=folder)
+    assert shown.returncode == 0 and shown.stdout == run.stdout
+    assert "none" in shown.stdout and "GR_10" in shown.stdout
+
+
+@pytest.mark.parametrize("form", ["json", "csv", "parquet"])
+def test_results_as_files(ran, form, tmp_path):
+    folder, _ = ran
+    target = tmp_path / f"results.{form}"
+    done = cft_ray_("results", "--storage", "storage", "--format", form, "--output", str(target), cwd=folder)
+    assert done.returncode == 0, done.stderr
+    read = {"json": pl.read_json, "csv": pl.read_csv, "parquet": pl.read_parquet}[form](target)
+    expected = cft_ray.open(folder / "storage").results().collect()
+    assert read.height == expected.height and read.columns == expected.columns
+
+
+def test_status_says_that_all_is_there(ran):
+    folder, _ = ran
+    done = cft_ray_("status", "grid.yaml", "--json", cwd=folder)
+    found = json.loads(done.stdout)
+    assert done.returncode == 0 and {stage["state"] for stage in found["stages"]} == {"done"}
+    assert found["cells"] == found["cells_complete"] == 2
+
+
+def test_again_does_only_what_is_missing_or_damaged(ran):
+    folder, run = ran
+    before = manifests(folder)
+    (rows, *_) = sorted((folder / "storage" / "artifacts" / "dataset").glob("*/rows.parquet"))
+    rows.write_bytes(rows.read_bytes()[:-100])
+    again = cft_ray_("run", "grid.yaml", cwd=folder)
+    assert again.returncode == 0, again.stderr[-8000:]
+    assert again.stdout == run.stdout
+    after = manifests(folder)
+    assert {name for name in before if after[name] != before[name]} == {rows.parent.name}
+    attempts = cft_ray.open(folder / "storage").stages().collect()
+    assert attempts.group_by("fingerprint").len().filter(pl.col("len") > 1)["fingerprint"].to_list() == [rows.parent.name]
