@@ -10,22 +10,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cft_ray.data.formats import FORMATS
 from cft_ray.errors import UserError
 from cft_ray.grid.cells import Cell, Variant, cell_name, cells
 from cft_ray.grid.choices import chosen_benchmarks
 from cft_ray.grid.schema import Grid
-from cft_ray.grid.sections import CheckpointSource
 from cft_ray.grid.settings import ScratchModel, Template, TrainingSettings
-from cft_ray.plan.digest import Digests, is_uri, local_path
+from cft_ray.plan.digest import Digests
 from cft_ray.plan.estimate import Estimator
+from cft_ray.plan.sources import Sources, is_unresolved
 from cft_ray.plan.specs import SPECS, Checkpoint, DatasetSpec, EvaluateSpec, FinetuneSpec, Spec, StrategyRef
 from cft_ray.plan.stage import Plan, PlannedCell, Resources, Stage
 from cft_ray.strategies import reference
 from cft_ray.strategies.base import ModelSource, Phase2, Strategy
-
-UNRESOLVED = "unresolved:"
-"""Start of the digest of a data set that is still to be supplied."""
 
 
 def build(grid: Grid, *, digests: Digests | None = None) -> Plan:
@@ -46,11 +42,7 @@ def build(grid: Grid, *, digests: Digests | None = None) -> Plan:
 
 def unresolved(plan: Plan) -> list[Stage]:
     """The plan's data sets that are still to be supplied."""
-    return [
-        stage
-        for stage in plan.stages.values()
-        if isinstance(stage.spec, DatasetSpec) and (stage.spec.digest or "").startswith(UNRESOLVED)
-    ]
+    return [stage for stage in plan.stages.values() if is_unresolved(stage.spec)]
 
 
 def require_resolved(plan: Plan, grid: Grid) -> None:
@@ -80,7 +72,7 @@ class _Model:
 
 class _Builder:
     def __init__(self, grid: Grid, digests: Digests) -> None:
-        self.grid, self.digests = grid, digests
+        self.grid, self.sources = grid, Sources(grid, digests)
         self.stages: dict[str, Stage] = {}
         self.estimator = Estimator(grid)
         given = grid.resources
@@ -92,7 +84,6 @@ class _Builder:
         self.several = len(grid.seeds) > 1
         self.datasets: dict[str, Stage] = {}
         self.toys: dict[int, Stage | None] = {}
-        self.checkpoints: dict[tuple[str, str], Checkpoint] = {}
         self.given: dict[tuple[Any, ...], _Model] = {}
         self.phase1s: dict[tuple[Any, ...], _Model] = {}
         self.specs: dict[tuple[Any, ...], FinetuneSpec] = {}
@@ -157,34 +148,8 @@ class _Builder:
     def _known_dataset(self, name: str) -> Stage:
         """The stage of a data set that not every plan needs: it enters the plan with the first stage that reads it."""
         if name not in self.datasets:
-            self.datasets[name] = Stage(self._dataset_spec(name), {}, name, self.resources["dataset"])
+            self.datasets[name] = Stage(self.sources.dataset(name), {}, name, self.resources["dataset"])
         return self.datasets[name]
-
-    def _dataset_spec(self, name: str) -> DatasetSpec:
-        source = self.grid.datasets[name]
-        columns = source.columns or (FORMATS[source.format] if source.format else {})
-        common = {"columns": columns, "languages": source.languages, "rows": source.rows}
-        if source.toy is not None:
-            return DatasetSpec(toy=source.toy, **common)
-        if source.hub is not None:
-            hub = {key: getattr(source, key) for key in ("hub", "revision", "config", "split", "hub_files")}
-            return DatasetSpec(**hub, **common)
-        if source.files is None:
-            return DatasetSpec(digest=f"{UNRESOLVED}{name}", **common)
-        where = self.grid.source.where(("datasets", name, "files"))
-        files = source.files if is_uri(source.files) else str(local_path(source.files))
-        return DatasetSpec(files=files, digest=self.digests.files(files, source.languages, where=where), **common)
-
-    def _checkpoint(self, model: str, name: str, source: CheckpointSource) -> Checkpoint:
-        key = (model, name)
-        if key not in self.checkpoints:
-            if source.path is None:
-                self.checkpoints[key] = Checkpoint(hub=source.hub, revision=source.revision)
-            else:
-                where = self.grid.source.where(("models", model, name, "path"))
-                path = source.path if is_uri(source.path) else str(local_path(source.path))
-                self.checkpoints[key] = Checkpoint(path=path, digest=self.digests.folder(path, where=where))
-        return self.checkpoints[key]
 
     def _given(self, variant: Variant, name: str) -> _Model:
         """A checkpoint of the model: as the grid names it, or trained as the grid says, with seed 0."""
@@ -195,7 +160,7 @@ class _Builder:
             return self.given[key]
         label = f"{variant.model} {name}"
         if source.train is None:
-            checkpoint = self._checkpoint(variant.model, name, source)
+            checkpoint = self.sources.checkpoint(variant.model, name)
             model = _Model(ModelSource(checkpoint=checkpoint), source.template, label)
         else:
             start = self._given(variant, source.start) if source.start is not None else None

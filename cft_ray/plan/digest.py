@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -45,7 +45,8 @@ class Digests:
         parts: list[tuple[str, str]] = []
         for language in languages if "{language}" in pattern else [""]:
             filled = pattern.replace("{language}", language)
-            found = list(_find(filled))
+            with _reading(filled, where):
+                found = list(_find(filled))
             if not found:
                 raise UserError(f"there is no file {filled}", where=where, fix="a path or URI of files that exist")
             for filesystem, path, size, changed in found:
@@ -58,7 +59,8 @@ class Digests:
         Raises:
             UserError: no such folder, or no ``config.json`` in it.
         """
-        files = list(_below(path))
+        with _reading(path, where):
+            files = list(_below(path))
         names = {PurePosixPath(file).name for _, file, _, _ in files}
         if "config.json" not in names:
             what = "holds no config.json" if files else "does not exist, or is empty"
@@ -83,10 +85,8 @@ class Digests:
         known = self._load()
         if key and key in known:
             return known[key]
-        try:
+        with _reading(path, where):
             digest = _sha256(filesystem, path)
-        except OSError as error:
-            raise UserError(f"cannot read {path}: {error}", where=where, fix="a readable file") from None
         if key:
             known[key] = digest
             self._changed = True
@@ -100,6 +100,14 @@ class Digests:
                 values = {}
             self._known = {str(k): str(v) for k, v in values.items()} if isinstance(values, dict) else {}
         return self._known
+
+
+@contextlib.contextmanager
+def _reading(path: str, where: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:  # ValueError: pyarrow's, for a URI that it does not understand
+        raise UserError(f"cannot read {path}: {error}", where=where, fix="a readable file, or access to it") from None
 
 
 _Found = tuple[Any, str, int, int]

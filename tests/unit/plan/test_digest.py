@@ -47,6 +47,12 @@ def test_cache_that_is_broken_or_cannot_be_written_costs_nothing_but_time(folder
     assert digest_of(folder, folder / "de.jsonl" / "below-a-file") == first
 
 
+def test_address_that_cannot_be_read_is_the_users_to_mend(tmp_path):
+    with pytest.raises(UserError) as raised:
+        Digests(tmp_path / "c").files("nowhere://bucket/x.jsonl", ["en"], where="here")
+    assert raised.value.where == "here"
+
+
 def test_model_folder(tmp_path):
     model = tmp_path / "model"
     with pytest.raises(UserError):

@@ -1,0 +1,70 @@
+"""What a grid names instead of making it: data sets and published or local checkpoints, as specs say them.
+
+A local file is known by its content; a data set that is still to be supplied by its name, so that it can be planned with.
+"""
+
+from cft_ray.data.formats import FORMATS
+from cft_ray.grid.schema import Grid
+from cft_ray.plan.digest import Digests, is_uri, local_path
+from cft_ray.plan.specs import Checkpoint, DatasetSpec, Spec
+
+_UNRESOLVED = "unresolved:"
+
+
+def is_unresolved(spec: Spec) -> bool:
+    """Whether a spec is that of a data set that is still to be supplied."""
+    return isinstance(spec, DatasetSpec) and (spec.digest or "").startswith(_UNRESOLVED)
+
+
+class Sources:
+    """The grid's data sets and named checkpoints."""
+
+    def __init__(self, grid: Grid, digests: Digests) -> None:
+        self.grid, self.digests = grid, digests
+        self._checkpoints: dict[tuple[str, str], Checkpoint] = {}
+
+    def dataset(self, name: str) -> DatasetSpec:
+        """A data set of the grid.
+
+        Raises:
+            UserError: its local files are missing or cannot be read.
+        """
+        source = self.grid.datasets[name]
+        columns = source.columns or (FORMATS[source.format] if source.format else {})
+        languages, rows = source.languages, source.rows
+        if source.toy is not None:
+            return DatasetSpec(toy=source.toy, columns=columns, languages=languages, rows=rows)
+        if source.hub is not None:
+            return DatasetSpec(
+                hub=source.hub,
+                revision=source.revision,
+                config=source.config,
+                split=source.split,
+                hub_files=source.hub_files,
+                columns=columns,
+                languages=languages,
+                rows=rows,
+            )
+        if source.files is None:
+            return DatasetSpec(digest=f"{_UNRESOLVED}{name}", columns=columns, languages=languages, rows=rows)
+        where = self.grid.source.where(("datasets", name, "files"))
+        files = source.files if is_uri(source.files) else str(local_path(source.files))
+        digest = self.digests.files(files, languages, where=where)
+        return DatasetSpec(files=files, digest=digest, columns=columns, languages=languages, rows=rows)
+
+    def checkpoint(self, model: str, name: str) -> Checkpoint:
+        """A checkpoint that the grid takes as it is; the same object whenever it is asked for.
+
+        Raises:
+            UserError: its local folder is missing or holds no model.
+        """
+        key = (model, name)
+        if key not in self._checkpoints:
+            source = self.grid.models[model][name]
+            if source.path is None:
+                self._checkpoints[key] = Checkpoint(hub=source.hub, revision=source.revision)
+            else:
+                where = self.grid.source.where(("models", model, name, "path"))
+                path = source.path if is_uri(source.path) else str(local_path(source.path))
+                self._checkpoints[key] = Checkpoint(path=path, digest=self.digests.folder(path, where=where))
+        return self._checkpoints[key]
