@@ -98,7 +98,7 @@ def hostile(**changes) -> bytes:
     return json.dumps({**good, **changes}).encode()
 
 
-def file(path, size=1, digest="0" * 64):
+def file(path: str, size: object = 1, digest: str = "0" * 64) -> dict[str, object]:
     return {"path": path, "size": size, "sha256": digest}
 
 

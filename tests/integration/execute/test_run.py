@@ -1,0 +1,139 @@
+"""Plans of planted stages on a real Ray: order, failure, resume, damage, tables."""
+
+import io
+import json
+import shutil
+
+import pytest
+from rich.console import Console
+from toygraph import World, plan
+
+from cft_ray.artifacts.storage import Storage
+from cft_ray.artifacts.store import ArtifactStore
+from cft_ray.errors import UserError
+from cft_ray.execute.run import rebuild_tables, run
+from cft_ray.execute.status import show, status
+from cft_ray.plan.stage import Plan
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch) -> World:
+    monkeypatch.setenv("CFT_RAY_CACHE", str(tmp_path / "cache"))
+    return World(tmp_path)
+
+
+def go(world: World, planned: Plan):
+    return run(planned, world.storage, console=Console(file=io.StringIO()))
+
+
+def statuses(outcome) -> dict[str, str]:
+    return {stage.label: stage.status for stage in outcome.stages.values()}
+
+
+def test_a_shared_graph_runs_once_and_its_rows_are_in_the_tables(world):
+    a = world.stage("a")
+    b, c = world.stage("b", [a], rows=5), world.stage("c", [a], cpus=0.5)
+    d = world.stage("d", [b, c])
+    planned = plan(a, b, c, d)
+    outcome = go(world, planned)
+    assert outcome.exit_code == 0 and set(statuses(outcome).values()) == {"done"}
+    assert (outcome.cells, outcome.cells_complete) == (1, 1)
+    assert world.ended() == {"a": 1, "b": 1, "c": 1, "d": 1}
+    manifest = ArtifactStore(Storage(world.storage)).verify("toystage", d.fingerprint)
+    assert manifest.outputs["total"] == 3 + (5 + 3) + (3 + 3)
+    assert world.steps(b) == [1, 2, 3, 4, 5]  # the one sent while it ran and those of the artifact, each once
+    row = world.table("stages").filter(fingerprint=d.fingerprint).to_dicts()
+    assert len(row) == 1 and row[0]["status"] == "done" and json.loads(row[0]["outputs"]) == manifest.outputs
+    assert row[0]["cpu_seconds"] == pytest.approx(row[0]["seconds"]) and row[0]["devices"] == "1 x CPU"
+    assert set(world.table("cells")["stage"]) == set(planned.stages)
+    assert not (world.log.parent / "storage" / "checkpoints").exists()
+
+    again = go(world, planned)
+    assert again.exit_code == 0 and set(statuses(again).values()) == {"cached"} and again.cells_complete == 1
+    e = world.stage("e", [d])
+    larger = go(world, plan(a, b, c, d, e))
+    assert statuses(larger) == {"a": "cached", "b": "cached", "c": "cached", "d": "cached", "e": "done"}
+    assert world.began() == {"a": 1, "b": 1, "c": 1, "d": 1, "e": 1}
+
+
+def test_failures_stop_their_descendants_only_and_are_told(world):
+    a = world.stage("a")
+    bug, user = world.stage("bug", [a], fails="bug"), world.stage("user", fails="user")
+    after, good = world.stage("after", [bug, a]), world.stage("good", [a])
+    never = world.stage("never", cpus=3)
+    planned = plan(a, bug, user, after, good, never)
+    outcome = go(world, planned)
+    assert outcome.exit_code == 1
+    assert statuses(outcome) == {
+        "a": "done",
+        "bug": "failed",
+        "user": "failed",
+        "after": "skipped",
+        "good": "done",
+        "never": "failed",
+    }
+    errors = {stage.label: stage.error or "" for stage in outcome.stages.values()}
+    assert "ZeroDivisionError" in errors["bug"] and "planted" in errors["bug"]
+    assert errors["user"].startswith("x.jsonl: the file has no rows") and "Traceback" not in errors["user"]
+    assert "bug" in errors["after"] and "3 CPU" in errors["never"]
+    assert (outcome.cells, outcome.cells_complete) == (4, 1)
+
+    found = status(world.storage)
+    states = {stage.label: (stage.state, stage.attempts) for stage in found.stages}
+    assert states["bug"] == ("failed", 1) and states["after"] == ("skipped", 0) and states["good"] == ("done", 1)
+    assert found.cells_complete == 1
+    console = Console(file=io.StringIO(), width=200)
+    show(found, console)
+    assert "ZeroDivisionError" in console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+
+    mended = world.stage("bug", [a])
+    assert mended.fingerprint == bug.fingerprint
+    outcome = go(world, plan(a, mended, after, good))
+    assert outcome.exit_code == 0 and statuses(outcome)["bug"] == statuses(outcome)["after"] == "done"
+    assert world.attempts(mended) == ["failed", "done"] and world.ended()["good"] == 1
+
+
+def test_a_stage_whose_process_dies_is_tried_again(world):
+    died = world.stage("died", fails="dies once")
+    outcome = go(world, plan(died, world.stage("after", [died])))
+    assert outcome.exit_code == 0
+    assert world.began()["died"] == 2 and world.ended() == {"died": 1, "after": 1}
+    assert world.attempts(died) == ["failed", "done"] and world.steps(died) == [1, 2, 3]
+
+
+def test_damaged_artifacts_are_made_again_and_nothing_else(world):
+    a = world.stage("a")
+    b, c = world.stage("b", [a]), world.stage("c", [a])
+    planned = plan(a, b, c)
+    go(world, planned)
+    folder = ArtifactStore(Storage(world.storage)).fetch("toystage", a.fingerprint)
+    (folder / "data.txt").write_text("zzz")  # the same size
+    outcome = go(world, planned)
+    assert statuses(outcome) == {"a": "done", "b": "cached", "c": "cached"} and world.ended() == {"a": 2, "b": 1, "c": 1}
+    assert (folder / "data.txt").read_text() == "aaa"
+
+
+def test_tables_come_back_from_the_artifacts(world):
+    a = world.stage("a")
+    b = world.stage("b", [a])
+    go(world, plan(a, b))
+    before = world.table("steps").sort("fingerprint", "attempt", "sequence")
+    shutil.rmtree(f"{world.storage}/tables")
+    assert rebuild_tables(world.storage, "toy") == 2
+    assert world.table("steps").sort("fingerprint", "attempt", "sequence").equals(before)
+    assert world.attempts(a) == world.attempts(b) == ["done"]
+    assert rebuild_tables(world.storage, "toy") == 0
+
+
+def test_unwritable_storage_is_refused_before_anything_runs(world, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        run(plan(world.stage("a")), str(tmp_path / "file" / "below"))
+    assert not world.began()
+
+
+def test_status_of_what_was_never_run(world):
+    with pytest.raises(UserError, match="no grid was run"):
+        status(world.storage)
