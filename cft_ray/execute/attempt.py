@@ -57,11 +57,11 @@ def run_stage(work: str, reporter: Reporter, board: Board) -> dict[str, Any]:
         board.tell(stage.fingerprint, {"note": "another run works on it"})
         time.sleep(POLL)
     try:
-        if lease.abandoned:
-            _record_death(lease.abandoned, told, reporter)
         if made := store.manifest(stage.kind, stage.fingerprint):  # published between the look and the claim
             _send(made, told.grid, store, reporter)
             return {"status": "done"}
+        if lease.abandoned:  # only now: an attempt that died after it had published is done, and not failed
+            _record_death(lease.abandoned, told, reporter)
         return _attempt(told, store, lease, reporter, board)
     finally:
         lease.release()

@@ -5,10 +5,8 @@ nothing, and the tables can be rebuilt from the artifacts (`send_missing`).
 """
 
 import json
-import time
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
-from hashlib import sha256
 from typing import Any
 
 import pyarrow as pa
@@ -17,6 +15,7 @@ from pyarrow import parquet as pq
 from cft_ray.artifacts.manifest import Manifest, table_files
 from cft_ray.artifacts.storage import Storage
 from cft_ray.artifacts.store import ArtifactStore
+from cft_ray.metrics.cells import cell_rows, cells_key
 from cft_ray.metrics.keys import KeyRanges
 from cft_ray.metrics.reporter import Reporter
 from cft_ray.metrics.schemas import KEY, SCHEMAS
@@ -30,28 +29,8 @@ END_OF_ATTEMPT = 1
 
 
 def send_cells(reporter: Reporter, plan: Plan) -> None:
-    """Which cell uses which stage. The attempt is the time in milliseconds: the last run of a grid counts."""
-    rows = [
-        {
-            "grid": plan.grid,
-            "cell": cell.cell,
-            "model": cell.model,
-            "phase1": cell.phase1,
-            "phase2": cell.phase2,
-            "strategy": cell.strategy,
-            "seed": cell.seed,
-            "settings": json.dumps(dict(cell.settings), sort_keys=True),
-            "role": role,
-            "phase": role.split(":")[0],
-            "ability": role.split(":")[1] if role.count(":") == 2 else None,
-            "benchmark": role.split(":")[2] if role.count(":") == 2 else None,
-            "stage": stage,
-        }
-        for cell in plan.cells
-        for role, stage in cell.roles.items()
-    ]
-    name = sha256(plan.grid.encode()).hexdigest()
-    reporter.append("cells", rows, fingerprint=name, attempt=int(time.time() * 1000), sequence=0)
+    """Which cell uses which stage."""
+    reporter.append("cells", cell_rows(plan), **cells_key(plan))
 
 
 def send_attempt(reporter: Reporter, fingerprint: str, attempt: int, row: dict[str, Any]) -> None:
