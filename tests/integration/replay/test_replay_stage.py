@@ -1,0 +1,133 @@
+"""The replay stage on real Ray Data and vLLM: who answers, in which order, and that neither batches nor a kill matter."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from cft_ray.data.rows import table, write_rows
+from cft_ray.grid.settings import ReplaySampling, Template
+from cft_ray.plan.specs import ReplaySpec
+from cft_ray.plan.stage import Resources, Stage
+from cft_ray.stages.replay import run
+from cft_ray.strategies.selection import select
+
+PROMPTS = 40
+
+
+@dataclass
+class Context:
+    """A stage's world on local folders."""
+
+    stage: Stage
+    root: Path
+    model_folder: str
+    prompts: Path
+    target_rows: int
+    seen: list[dict[str, Any]] = field(default_factory=list)
+    checkpoints: str = ""
+    attempt: int = 1
+
+    def __post_init__(self) -> None:
+        self.output, self.scratch = self.root / "output", self.root / "scratch"
+        self.output.mkdir(parents=True, exist_ok=True)
+        self.scratch.mkdir(exist_ok=True)
+
+    def input(self, role: str) -> Path:
+        assert role == "prompts"
+        return self.prompts
+
+    def summary(self, role: str) -> dict[str, Any]:
+        assert role == "target"
+        return {"rows": self.target_rows}
+
+    def model(self, role: str) -> str:
+        assert role == "model"
+        return self.model_folder
+
+    def report(self, table: str, rows: Any, sequence: int) -> None:
+        raise AssertionError("replay reports no rows")
+
+    def progress(self, **values: Any) -> None:
+        self.seen.append(values)
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("prompts")
+    rows = [
+        {"id": f"p{number}", "language": "en", "instruction": f"Do thing {number}", "input": "", "output": "original"}
+        for number in range(PROMPTS)
+    ]
+    rows[7]["instruction"] = "a very long thing to do " * 20  # leaves no room for an answer
+    write_rows(folder / "rows.parquet", [table(rows)])
+    return folder
+
+
+def context(root: Path, model: str, prompts: Path, ratio: float = 0.5, **sampling: Any) -> Context:
+    settings = ReplaySampling(**{"max_new_tokens": 12, "max_length": 256, **sampling})
+    spec = ReplaySpec(ratio=ratio, template=Template(name="toy"), sampling=settings, seed=5)
+    inputs = {"model": "a" * 64, "prompts": "b" * 64, "target": "c" * 64}
+    return Context(Stage(spec, inputs, resources=Resources(workers=1, cpus=1)), root, model, prompts, target_rows=100)
+
+
+def rows_of(made: Context) -> list[dict[str, Any]]:
+    return pq.read_table(made.output / "rows.parquet").to_pylist()
+
+
+@pytest.fixture(scope="module")
+def sampled(tmp_path_factory, ray_session, random_model, prompts) -> tuple[Context, dict[str, Any]]:
+    """50 answers to 40 prompts, sampled at temperature 1 from the random model."""
+    made = context(tmp_path_factory.mktemp("whole"), random_model, prompts)
+    return made, run(made)
+
+
+def test_the_model_given_answers(tmp_path, ray_session, planted, prompts):
+    made = context(tmp_path, planted, prompts, temperature=0.0)
+    outputs = run(made)
+    rows = rows_of(made)
+    answered = [row for row in rows if row["prompt_id"] != "p7"]
+    assert {row["output"] for row in answered} == {"MARK"}
+    assert {row["finish_reason"] for row in answered} == {"stop"}
+    unanswered = len(rows) - len(answered)
+    assert unanswered and {row["finish_reason"] for row in rows if row["prompt_id"] == "p7"} == {"no_room"}
+    assert outputs == {"rows": 50, "tokens": 5 * len(answered), "empty": unanswered, "truncated": unanswered}
+    assert made.seen[-1]["done"] == made.seen[-1]["total"] == 50
+
+
+def test_rows_are_the_selected_prompts_in_order(sampled):
+    rows = rows_of(sampled[0])
+    chosen, passes = select(PROMPTS, 50, 5)
+    assert [row["prompt_id"] for row in rows] == [f"p{index}" for index in chosen]
+    assert [row["pass"] for row in rows] == passes.tolist() == [0] * 40 + [1] * 10
+    assert len({row["id"] for row in rows}) == 50
+    assert next(row["instruction"] for row in rows if row["prompt_id"] == "p3") == "Do thing 3"
+    first = {row["prompt_id"]: row["output"] for row in rows[:40]}
+    again = {row["prompt_id"]: row["output"] for row in rows[40:]}
+    assert sum(first[name] != output for name, output in again.items()) >= 8  # a second pass has seeds of its own
+
+
+def test_smaller_ratio_is_a_prefix_and_a_killed_run_goes_on(tmp_path, sampled, random_model, prompts):
+    """Twenty answers of an earlier attempt are kept, whatever they are; the others come out as in one undisturbed run."""
+    whole = rows_of(sampled[0])
+    part = next((sampled[0].scratch / "answers").glob("*.parquet"))
+    earlier = pq.read_table(part)
+    made = context(tmp_path, random_model, prompts, ratio=0.3)
+    kept = [row | {"text": "kept"} for row in earlier.to_pylist() if row["index"] in range(5, 25)]
+    (made.scratch / "answers").mkdir()
+    pq.write_table(earlier.from_pylist(kept), made.scratch / "answers" / "000000000005-20.parquet")
+    assert run(made)["rows"] == 30
+    rows = rows_of(made)
+    fresh = [index for index in range(30) if index not in {row["index"] for row in kept}]
+    assert [rows[index] for index in fresh] == [whole[index] for index in fresh]
+    assert {rows[row["index"]]["output"] for row in kept} == {"kept"}
+
+
+def test_counts(sampled):
+    made, outputs = sampled
+    rows = rows_of(made)
+    assert outputs["rows"] == 50
+    assert outputs["empty"] == sum(not row["output"].strip() for row in rows)
+    assert outputs["truncated"] == sum(row["finish_reason"] != "stop" for row in rows) > 0

@@ -1,0 +1,41 @@
+"""Every declared benchmark names tasks that exist: ours in the package, the others in the installed harness."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+from cft_ray.data.toy import TOY
+from cft_ray.grid.benchmarks import BENCHMARKS
+
+OWN = Path(importlib.util.find_spec("cft_ray").submodule_search_locations[0]) / "evaluation" / "tasks"
+STOCK = Path(importlib.util.find_spec("lm_eval").submodule_search_locations[0]) / "tasks"
+FOLDERS = {"ifeval": "ifeval", "mmlu": "mmlu/default", "hellaswag": "hellaswag", "xquad": "xquad", "mlqa": "mlqa"}
+
+
+def names(folder: Path) -> set[str]:
+    """Tasks and groups that the YAMLs of a folder define."""
+    return {
+        found
+        for path in folder.glob("**/*.yaml")
+        for found in re.findall(r"^(?:task|group): *[\"']?([\w-]+)", path.read_text(), re.MULTILINE)
+    }
+
+
+@pytest.mark.parametrize("name", sorted(BENCHMARKS))
+def test_tasks_exist(name):
+    declared = BENCHMARKS[name]
+    if declared.missing:
+        return
+    if declared.data:
+        assert set(declared.tasks) <= set(TOY[declared.data].languages)
+        assert set(declared.tasks.values()) <= names(OWN)
+    else:
+        assert set(declared.tasks.values()) <= names(STOCK / FOLDERS[name])
+
+
+def test_languages_are_the_studys():
+    assert set(BENCHMARKS["xquad"].tasks) == {"ar", "de", "el", "es", "hi", "ro", "ru", "th", "tr", "vi", "zh"}
+    assert set(BENCHMARKS["mlqa"].tasks) == {"ar", "de", "es", "hi", "vi", "zh"}
+    assert len(BENCHMARKS["xlsum"].tasks) == 7
