@@ -35,20 +35,11 @@ class FolderContext:
     loggers: tuple[dict[str, Any], ...] = field(default=())
 
     def __post_init__(self):
+        self.output = self.root / "output"
+        self.scratch = self.root / "scratch"
+        self.checkpoints = str(self.root / "checkpoints")
         for folder in (self.output, self.scratch, self.root / "reported", self.root / "pids"):
             folder.mkdir(parents=True)
-
-    @property
-    def output(self):
-        return self.root / "output"
-
-    @property
-    def scratch(self):
-        return self.root / "scratch"
-
-    @property
-    def checkpoints(self):
-        return str(self.root / "checkpoints")
 
     def input(self, role):
         return self.root.parent / role
@@ -77,17 +68,8 @@ def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stage")
     (folder / "data").mkdir()
     generator = random.Random(0)
-    rows = [
-        {
-            "id": str(i),
-            "language": "en",
-            "system": "",
-            "instruction": f"say {i}",
-            "input": "",
-            "output": "ab" * generator.randint(1, 30),
-        }
-        for i in range(30)
-    ]
+    constant = {"language": "en", "system": "", "input": ""}
+    rows = [{"id": str(i), "instruction": f"say {i}", "output": "ab" * generator.randint(1, 30), **constant} for i in range(30)]
     pq.write_table(pa.Table.from_pylist(rows), folder / "data" / "rows.parquet")
     return folder
 
