@@ -22,7 +22,12 @@ if TYPE_CHECKING:
 
 
 class GenerativeReplay(Strategy):
-    """GR: rows answered by the Phase 1 model. Keeps both constraints of the setting."""
+    """GR: rows answered by the Phase 1 model.
+
+    Keeps both constraints of the setting as the study reads them: prompts belong to Phase 2's side. Where the counterpart
+    *is* Phase 1's data set (Alpaca for MultiAlpaca after a Phase 1 on Alpaca) they are Phase 1's prompts all the same,
+    though never its answers.
+    """
 
     ratio: float = Field(gt=0, le=1, description="rows to add, as a fraction of the rows of the Phase 2 data set")
     generate_ratio: float = Field(
