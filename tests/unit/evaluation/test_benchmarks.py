@@ -1,16 +1,17 @@
 """Every declared benchmark names tasks that exist: ours in the package, the others in the installed harness."""
 
-import importlib.util
 import re
 from pathlib import Path
 
+import lm_eval
 import pytest
 
+import cft_ray
 from cft_ray.data.toy import TOY
 from cft_ray.grid.benchmarks import BENCHMARKS
 
-OWN = Path(importlib.util.find_spec("cft_ray").submodule_search_locations[0]) / "evaluation" / "tasks"
-STOCK = Path(importlib.util.find_spec("lm_eval").submodule_search_locations[0]) / "tasks"
+OWN = Path(cft_ray.__path__[0]) / "evaluation" / "tasks"
+STOCK = Path(lm_eval.__path__[0]) / "tasks"
 FOLDERS = {"ifeval": "ifeval", "mmlu": "mmlu/default", "hellaswag": "hellaswag", "xquad": "xquad", "mlqa": "mlqa"}
 
 
