@@ -51,7 +51,7 @@ def measure(command: list[str], interval: float) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description="the smoke grid, fresh, against its bounds")
     parser.add_argument("--grid", default="grids/smoke.yaml")
     parser.add_argument("--interval", type=float, default=0.5, help="seconds between two looks at the memory")
     arguments = parser.parse_args()
