@@ -1,1 +1,1 @@
-
+"""Tables and figures of the study, drawn from the Parquet tables alone."""
