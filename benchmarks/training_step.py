@@ -73,7 +73,8 @@ def ours(folder: Path, settings: argparse.Namespace) -> dict[str, Any]:
 def trl(folder: Path, settings: argparse.Namespace) -> dict[str, Any]:
     from datasets import Dataset
     from transformers import AutoTokenizer, TrainerCallback
-    from trl import SFTConfig, SFTTrainer
+    from trl.trainer.sft_config import SFTConfig
+    from trl.trainer.sft_trainer import SFTTrainer
 
     from cft_ray.training import engine
     from cft_ray.training.job import Job

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from cft_ray.errors import UserError
+from cft_ray.errors import StageFailed, UserError
 from cft_ray.grid.settings import ScratchModel, Template, TrainingSettings
 from cft_ray.plan.specs import StrategyRef
 from cft_ray.training import model
@@ -256,3 +256,19 @@ def test_a_users_strategy_freezes_bit_exactly_under_one_and_two_workers(world, p
 def test_weight_decay_on_masked_gradients_is_refused(world):
     with pytest.raises(UserError):
         train(job(world, "decay", strategy=FREEZE, weight_decay=0.1))
+
+
+def test_a_loss_that_is_not_finite_ends_the_training(world):
+    made = job(world, "diverged", learning_rate=1e30, max_grad_norm=None, warmup_steps=0)
+    with pytest.raises(StageFailed):
+        train(made)
+    assert not (Path(made.output) / "model").exists()
+
+
+def test_packs_are_trained_on_as_separate_samples(world):
+    made = job(world, "packed", packing=200, batch_size=2)
+    summary = train(made)
+    assert summary.samples > 2 * STEPS
+    steps = pq.read_table(Path(made.output) / "tables" / "steps.parquet").to_pydict()
+    assert max(steps["tokens"]) <= 2 * 200
+    assert steps["loss"][-1] < steps["loss"][0]
