@@ -20,13 +20,14 @@ help:  ## what there is to make
 setup: $(READY)  ## only the set-up
 
 # torch comes first and by pip, which knows the extra index; uv then finds it installed and needs a tenth of pip's time for
-# the rest. --retries 0: a machine that cannot reach the extra index must not wait for it.
+# the rest. --retries 0: a machine that cannot reach the extra index must not wait for it. Bytecode is compiled here and not
+# by the first run: Ray gives its processes 30 s to start, and several of them would compile the same files meanwhile.
 $(READY): $(LOCK) pyproject.toml
 	rm -f .venv/.ready-*
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --no-deps $$(grep '^uv==' requirements/cpu.lock)
 	$(BIN)/python -m pip install --quiet --retries 0 --no-deps $$(grep '^torch==' $(LOCK)) --extra-index-url $(TORCH_INDEX)
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r $(LOCK)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --compile-bytecode -r $(LOCK)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
 	touch $@
 
