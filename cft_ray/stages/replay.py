@@ -101,17 +101,19 @@ def _generate(
     total = len(found) + len(asked)
     context.progress(done=len(found), total=total, unit="answers", note="the engine starts")
     fresh: list[Answer] = []
-    tokens, started, written = 0, None, time.monotonic()
+    tokens, started, written, told = 0, None, time.monotonic(), 0.0
     for answer in answers(model, asked, spec.sampling, context.stage.resources):
-        started = started or time.monotonic()
+        now = time.monotonic()
+        started = started or now
         found[answer.index] = answer
         fresh.append(answer)
         tokens += answer.tokens
-        if len(fresh) >= PART_ROWS or time.monotonic() - written > PART_SECONDS:
+        if len(fresh) >= PART_ROWS or now - written > PART_SECONDS:
             _write_part(parts, fresh)
-            fresh, written = [], time.monotonic()
-            rate = tokens / max(written - started, 1e-9)
-            context.progress(done=len(found), total=total, unit="answers", tokens_per_second=rate, note="")
+            fresh, written = [], now
+        if now - told > 1.0 and now > started:
+            context.progress(done=len(found), total=total, unit="answers", tokens_per_second=tokens / (now - started), note="")
+            told = now
     _write_part(parts, fresh)
     context.progress(done=len(found), total=total, unit="answers", note="")
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -113,12 +114,11 @@ def test_rows_are_the_selected_prompts_in_order(sampled):
 def test_smaller_ratio_is_a_prefix_and_a_killed_run_goes_on(tmp_path, sampled, random_model, prompts):
     """Twenty answers of an earlier attempt are kept, whatever they are; the others come out as in one undisturbed run."""
     whole = rows_of(sampled[0])
-    part = next((sampled[0].scratch / "answers").glob("*.parquet"))
-    earlier = pq.read_table(part)
+    earlier = pa.concat_tables([pq.read_table(part) for part in (sampled[0].scratch / "answers").glob("*.parquet")])
     made = context(tmp_path, random_model, prompts, ratio=0.3)
     kept = [row | {"text": "kept"} for row in earlier.to_pylist() if row["index"] in range(5, 25)]
     (made.scratch / "answers").mkdir()
-    pq.write_table(earlier.from_pylist(kept), made.scratch / "answers" / "000000000005-20.parquet")
+    pq.write_table(pa.Table.from_pylist(kept), made.scratch / "answers" / "000000000005-20.parquet")
     assert run(made)["rows"] == 30
     rows = rows_of(made)
     fresh = [index for index in range(30) if index not in {row["index"] for row in kept}]
