@@ -4,6 +4,7 @@ Running the same command again continues: what has an artifact is done. Nothing 
 """
 
 import contextlib
+import logging
 import shutil
 import signal
 import tempfile
@@ -153,7 +154,7 @@ def run(
 
     with Interrupt().watching() as interrupt:
         cached = verify_cached(plan, store, console, interrupt)
-        with connected(address, cpus, object_store) as dashboard:
+        with connected(address, cpus, object_store) as dashboard, interrupt.watching():  # again: Ray has taken SIGTERM
             reporter = start_reporter(store.storage.uri)
             send_cells(reporter, plan)
             send_missing(reporter, store, cached, plan.grid)
@@ -219,6 +220,7 @@ def _experiment(
 ) -> None:
     """Run what the schedule lacks; returns when all has ended, or soon after a wish to stop."""
     board = Board.start()
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it tells of files that nobody wants
     folder = tempfile.mkdtemp(prefix="cft-ray-tune-")  # Tune wants a folder; nothing in it is read again
     try:
         with Display(schedule, board, console, title) as display:

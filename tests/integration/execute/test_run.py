@@ -5,6 +5,7 @@ import json
 import shutil
 
 import pytest
+import ray
 from rich.console import Console
 from toygraph import World, plan
 
@@ -13,6 +14,7 @@ from cft_ray.artifacts.store import ArtifactStore
 from cft_ray.errors import UserError
 from cft_ray.execute.run import rebuild_tables, run
 from cft_ray.execute.status import show, status
+from cft_ray.metrics.reporter import start_reporter
 from cft_ray.plan.stage import Plan
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -121,6 +123,7 @@ def test_tables_come_back_from_the_artifacts(world):
     go(world, plan(a, b))
     before = world.table("steps").sort("fingerprint", "attempt", "sequence")
     shutil.rmtree(f"{world.storage}/tables")
+    ray.kill(start_reporter(world.storage)._actor, no_restart=False)  # it knows what it wrote; a later process would not
     assert rebuild_tables(world.storage, "toy") == 2
     assert world.table("steps").sort("fingerprint", "attempt", "sequence").equals(before)
     assert world.attempts(a) == world.attempts(b) == ["done"]
