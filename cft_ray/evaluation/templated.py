@@ -8,12 +8,15 @@ every task, stock or ours, in the words in which the model was taught, without a
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
 from cft_ray.data.templates import prompt
 from cft_ray.errors import UserError
 from cft_ray.generation.prompts import encode
 from cft_ray.grid.settings import Template
 
 if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
     from transformers import PreTrainedTokenizerBase
 
 BLANK_LINE = "\n\n"
@@ -23,11 +26,14 @@ BLANK_LINE = "\n\n"
 class Templated:
     """Mix-in of harness models: our template, and our way to begin a sequence.
 
-    The class it is mixed into has a ``tokenizer``. ``template`` and ``canonical`` may be set between evaluations, so
-    that one loaded model serves several.
+    The class it is mixed into is a `lm_eval.api.model.TemplateLM` with a ``max_length``. ``template`` and ``canonical``
+    may be set between evaluations, so that one loaded model serves several.
     """
 
     tokenizer: Any
+    max_length: Any
+    prefix_token_id: Any
+    _loglikelihood_tokens: Any
     template: Template | None = None
     """None: questions are not wrapped."""
     canonical: bool = False
@@ -61,3 +67,17 @@ class Templated:
         if add_special_tokens is False:
             return self.tokenizer(string, add_special_tokens=False)["input_ids"]
         return encode(self.tokenizer, [string])[0]
+
+    def loglikelihood_rolling(self, requests: "list[Instance]", disable_tqdm: bool = False) -> list[float]:
+        """Log-likelihood of whole texts, in windows of the model's length; each begins with one prefix token."""
+        windows, owners = [], []
+        for number, request in enumerate(requests):
+            tokens = self.tok_encode(request.args[0], add_special_tokens=False)
+            rolled = get_rolling_token_windows(tokens, self.prefix_token_id, max_seq_len=self.max_length - 2, context_len=1)
+            for context, continuation in map(make_disjoint_window, rolled):
+                windows.append((("", ""), context, continuation))
+                owners.append(number)
+        totals = [0.0] * len(requests)
+        for owner, (value, _) in zip(owners, self._loglikelihood_tokens(windows), strict=True):
+            totals[owner] += value
+        return totals

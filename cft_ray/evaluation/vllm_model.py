@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import maybe_truncate, normalize_gen_kwargs, postprocess_generated_text
-from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from vllm import SamplingParams
 
 from cft_ray.evaluation.templated import Templated
@@ -90,20 +89,6 @@ class VllmModel(Templated, TemplateLM):
                 first = max(len(text) - len(request[2]), 1)
                 scores.append(_score(text, output.prompt_logprobs, first))
         return scores
-
-    def loglikelihood_rolling(self, requests: "list[Instance]", disable_tqdm: bool = False) -> list[float]:
-        """Log-likelihood of whole texts, in windows of the engine's length."""
-        windows, owners = [], []
-        for number, request in enumerate(requests):
-            tokens = self.tok_encode(request.args[0], add_special_tokens=False)
-            rolled = get_rolling_token_windows(tokens, self.prefix_token_id, max_seq_len=self.max_length - 2, context_len=1)
-            for context, continuation in map(make_disjoint_window, rolled):
-                windows.append((("", ""), context, continuation))
-                owners.append(number)
-        totals = [0.0] * len(requests)
-        for owner, (value, _) in zip(owners, self._loglikelihood_tokens(windows), strict=True):
-            totals[owner] += value
-        return totals
 
 
 def _score(tokens: list[int], logprobs: Any, first: int) -> tuple[float, bool]:

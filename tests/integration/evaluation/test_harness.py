@@ -98,7 +98,7 @@ def test_vllm_and_transformers_agree(random_model):
     texts = [f"text number {number} " * (1 + number % 5) for number in range(16)]
     scored = instances("loglikelihood", [(text, f"ending {number}") for number, text in enumerate(texts)] + [("", "alone")])
     asked = instances("generate_until", [(text, {"until": ["\n"], "max_gen_toks": 12}) for text in texts])
-    whole = instances("loglikelihood_rolling", [("a text that the model takes whole " * 6,)])
+    whole = instances("loglikelihood_rolling", [("a text longer than the model's length " * 10,)])
     by_vllm = load_model(random_model, spec())
     left = by_vllm.loglikelihood(scored), by_vllm.generate_until(asked), by_vllm.loglikelihood_rolling(whole)
     by_hf = load_model(random_model, spec(backend="hf"))
