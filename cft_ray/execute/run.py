@@ -154,6 +154,7 @@ def run(
 
     with Interrupt().watching() as interrupt:
         cached = verify_cached(plan, store, console, interrupt)
+        console.print(f"Connecting to Ray at {address} …" if address else "Starting Ray …", markup=False, highlight=False)
         with connected(address, cpus, object_store) as dashboard, interrupt.watching():  # again: Ray has taken SIGTERM
             reporter = start_reporter(store.storage.uri)
             send_cells(reporter, plan)

@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 from toystage import ToySpec
 
+from cft_ray.metrics.schemas import KEY
 from cft_ray.plan.stage import Plan, PlannedCell, Resources, Stage
 
 
@@ -36,10 +37,11 @@ class World:
         return Counter(line.split()[0] for line in lines if line.endswith(event))
 
     def table(self, name: str) -> pl.DataFrame:
-        return pl.read_parquet(f"{self.storage}/tables/{name}/*.parquet")
+        """The union of a table's files by key, which is what a table is."""
+        return pl.read_parquet(f"{self.storage}/tables/{name}/*.parquet").unique(KEY)
 
     def steps(self, stage: Stage) -> list[int]:
-        """The steps in the table under the attempt that counts, with doubles if there are any."""
+        """The steps in the table under the attempt that counts, doubled ones doubled."""
         rows = self.table("steps").filter(pl.col("fingerprint") == stage.fingerprint)
         return sorted(rows.filter(pl.col("attempt") == pl.col("attempt").max())["step"].to_list())
 
