@@ -25,6 +25,8 @@ ENVIRONMENT: dict[str, str] = {
 
 CPU_SEQUENCES = 128
 """Sequences that a CPU engine runs at a time."""
+CPU_BATCH_TOKENS = 4096
+"""Tokens that a CPU engine reads at a time; at least the longest prompt."""
 _CACHE_BYTES = (2**26, 2**32)
 """Least and most key-value cache of a CPU engine."""
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -100,6 +102,9 @@ def engine_arguments(
         **arguments,
         "dtype": dtype,
         "enforce_eager": True,
+        # A prompt read in two parts makes vLLM take back a seeded request's random draw, which a CPU generator cannot.
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(length, CPU_BATCH_TOKENS),
         "max_num_seqs": sequences,
         "kv_cache_memory_bytes": min(max(token_bytes * length * sequences, least), most),
     }
