@@ -6,6 +6,7 @@ standard output, everything else to standard error. Exit codes: see `docs/cli.md
 
 import json
 import sys
+from contextlib import redirect_stdout
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -114,7 +115,8 @@ def run(
 
     loggers = [{"use": logger.name, **logger.options} for logger in loaded.loggers]
     uri = loaded.storage.uri
-    outcome = execute(planned, uri, address=address, concurrent=loaded.max_parallel, loggers=loggers)
+    with redirect_stdout(sys.stderr):  # where Ray prints its own warnings; standard output is for the results
+        outcome = execute(planned, uri, address=address, concurrent=loaded.max_parallel, loggers=loggers)
     _show_results(uri, loaded.name)
     raise typer.Exit(outcome.exit_code)
 

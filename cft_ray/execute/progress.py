@@ -23,6 +23,8 @@ TELL_SECONDS = 0.5
 """least time between two messages of one process about one stage"""
 LINE_SECONDS = 10.0
 """time between lines about running stages where there is no terminal"""
+LEAST_WORKED = 0.03
+"""share of a run's estimated cost that must be worked off before what is left is put in time"""
 SHOWN = 12
 """running stages shown at a time"""
 
@@ -155,14 +157,14 @@ class Display:
         return ", ".join(parts)
 
     def _eta(self) -> float | None:
-        """Seconds left, from how fast the estimated costs were worked off in this run; None before anything is."""
+        """Seconds left, from how fast the estimated costs were worked off in this run; None before enough of them is."""
         costs = self._schedule.costs
         worked, left = costs[State.DONE], costs[State.WAITING] + costs[State.READY] + costs[State.RUNNING]
         for key in self._schedule.running:
             part = self._schedule.stages[key].cost * _fraction(self._values.get(key, {}))
             worked, left = worked + part, left - part
         elapsed = time.monotonic() - self._begin
-        return elapsed * left / worked if worked > 0 and left > 0 else None
+        return elapsed * left / worked if left > 0 and worked > LEAST_WORKED * (worked + left) else None
 
     def picture(self) -> Group:
         """The live picture: a line per kind with the states of its stages, then the running stages."""

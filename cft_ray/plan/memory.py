@@ -10,6 +10,9 @@ from dataclasses import asdict, dataclass
 from cft_ray.grid.settings import TrainingSettings
 from cft_ray.plan.known import Shape
 
+LOGITS_AT_ONCE = 2**25
+"""logits that a training holds at a time (`cft_ray.training.loss`): 128 MiB in float32"""
+
 
 @dataclass(frozen=True)
 class TrainingMemory:
@@ -41,8 +44,9 @@ def training_memory(shape: Shape, training: TrainingSettings, workers: int) -> T
     Returns:
         With P parameters over W devices, in bf16: 2P/W parameters, 2P/W gradients, 4P/W fp32 master weights, 8P/W Adam
         moments; two blocks or one embedding gathered; per token and block the inputs of its matrix products and
-        non-linearities (or, with gradient checkpointing, one block of them and the block inputs); per token the logits
-        in the training's precision, in fp32, and their fp32 gradient.
+        non-linearities (or, with gradient checkpointing, one block of them and the block inputs); at most `LOGITS_AT_ONCE`
+        logits in fp32 with their gradient in the training's precision, and the gradients of the whole head and of the
+        hidden states, which are taken with them.
     """
     width = 2 if training.precision == "bf16" else 4
     share = shape.parameters / workers
@@ -64,5 +68,5 @@ def training_memory(shape: Shape, training: TrainingSettings, workers: int) -> T
         moments=8 * share if on_device else 0.0,
         gathered=width * max(2 * shape.block_parameters, shape.embedding_parameters),
         activations=kept,
-        logits=tokens * shape.vocabulary * (width + 8),
+        logits=min(tokens * shape.vocabulary, LOGITS_AT_ONCE) * (4 + width) + width * shape.hidden * (shape.vocabulary + tokens),
     )

@@ -123,7 +123,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
         "rows_without_target": summary.counts.without_target,
         "loss_first": summary.loss_first,
         "loss_last": summary.loss_last,
-        "trainable_fraction": summary.trainable_fraction,
+        "trainable_fraction": summary.facts.get("trainable_fraction", summary.trainable_fraction),
         "frozen_fraction": summary.facts.get("frozen_fraction", 1 - summary.trainable_fraction),
         "strategy": summary.facts,
     }

@@ -10,10 +10,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from cft_ray.plan.memory import LOGITS_AT_ONCE
 from cft_ray.training.collate import MicroBatch
-
-CHUNK_ELEMENTS = 2**25
-"""logits held at a time: 128 MiB in float32"""
 
 
 class _SummedCrossEntropy(torch.autograd.Function):
@@ -21,7 +19,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor
     ) -> torch.Tensor:
-        rows = max(1, CHUNK_ELEMENTS // weight.shape[0])
+        rows = max(1, LOGITS_AT_ONCE // weight.shape[0])
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         needs_hidden, needs_weight, needs_bias, _ = ctx.needs_input_grad
         hidden_gradient = torch.empty_like(hidden) if needs_hidden else None

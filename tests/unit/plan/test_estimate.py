@@ -1,6 +1,7 @@
 """Estimates, against sums worked out by hand and the models' published sizes."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -38,7 +39,10 @@ def test_activations_and_logits_by_hand():
     per_token = 2 * (4 * 8 + 2 * 8 + 2 * 4 + 4 * 16)
     memory = training_memory(shape, training, 1)
     assert memory.activations == 2 * 100 * per_token
-    assert memory.logits == 100 * 10 * (2 + 4 + 4)
+    # All logits fit at once: fp32 and a bf16 gradient; the head's gradient (10 x 8) and the hidden states' (100 x 8).
+    assert memory.logits == 100 * 10 * (4 + 2) + 2 * (10 * 8 + 100 * 8)
+    wide = training_memory(replace(shape, vocabulary=2**20), training, 1)
+    assert wide.logits == 2**25 * (4 + 2) + 2 * (2**20 * 8 + 100 * 8)  # 2**25 of the 100 x 2**20 logits at a time
     recomputed = training_memory(shape, training.model_copy(update={"gradient_checkpointing": True}), 1)
     assert recomputed.activations == 100 * per_token + 2 * 100 * 2 * 8
 

@@ -9,7 +9,7 @@ from cft_ray.training import loss
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("chunk", [1, 3, 100])
 def test_equals_cross_entropy(monkeypatch, chunk, bias):
-    monkeypatch.setattr(loss, "CHUNK_ELEMENTS", chunk * 17)
+    monkeypatch.setattr(loss, "LOGITS_AT_ONCE", chunk * 17)
     torch.manual_seed(0)
     head = torch.nn.Linear(8, 17, bias=bias)
     hidden, labels = torch.randn(10, 8, requires_grad=True), torch.randint(17, (10,))
