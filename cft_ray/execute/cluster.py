@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 from ray._private import state
@@ -14,6 +15,11 @@ from cft_ray.execute.environment import SETTINGS, local_system_config
 
 OBJECT_STORE = 512 * 2**20
 """bytes, on a local cluster: stages hand files, not objects, to each other"""
+
+STARTS = 3
+"""times that starting a local node is tried"""
+START_FAILURE = "timed out during startup"
+"""how Ray says that its own processes were too slow"""
 
 
 @contextmanager
@@ -36,16 +42,7 @@ def connected(address: str | None, cpus: int | None = None, object_store: int = 
         return
     try:
         if address is None:
-            cores = cpus or os.cpu_count() or 1
-            context = ray.init(
-                address="local",
-                num_cpus=cores,
-                object_store_memory=object_store,
-                include_dashboard=True,  # the state API too: Train's cleaner needs it after a driver has died
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                _system_config=local_system_config(cores),
-            )
+            context = _start_local(cpus or os.cpu_count() or 1, object_store)
         else:
             environment = {name: os.environ[name] for name in SETTINGS}
             context = ray.init(address=address, log_to_driver=False, runtime_env={"env_vars": environment})
@@ -56,6 +53,32 @@ def connected(address: str | None, cpus: int | None = None, object_store: int = 
         yield f"http://{context.dashboard_url}" if context.dashboard_url else None
     finally:
         ray.shutdown()
+
+
+def _start_local(cpus: int, object_store: int) -> Any:
+    """A node of our own. Ray gives its processes 30 s, whatever the machine is doing besides: so it is tried again."""
+    for attempt in range(1, STARTS + 1):
+        try:
+            return ray.init(
+                address="local",
+                num_cpus=cpus,
+                object_store_memory=object_store,
+                include_dashboard=True,  # the state API too: Train's cleaner needs it after a driver has died
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _system_config=local_system_config(cpus),
+            )
+        except Exception as error:  # Ray raises just this
+            ray.shutdown()
+            if START_FAILURE not in str(error):
+                raise
+            if attempt == STARTS:
+                raise UserError(
+                    f"Ray's processes did not start within 30 s, {STARTS} times",
+                    where="local Ray node",
+                    fix="this machine is busy or short of memory: try again when it is not, or give --address of a cluster",
+                ) from error
+    raise AssertionError("unreachable")
 
 
 def capacity() -> Capacity:
