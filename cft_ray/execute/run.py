@@ -165,7 +165,7 @@ def run(
                 _experiment(schedule, work, reporter, interrupt, console, title)
             reporter.finish()
         release_run(store.storage, schedule.running, name)  # of stages that were stopped; their processes are gone now
-    outcome = _outcome(plan, schedule, interrupt.wished)
+    outcome = _outcome(plan, schedule, store, interrupt.wished)
     if outcome.interrupted:
         console.print("Stopped. Finished stages are kept: the same command continues.")
     return outcome
@@ -249,16 +249,17 @@ def _trial_name(trial: object) -> str:
     return str(getattr(trial, "trial_id", "stage"))
 
 
-def _outcome(plan: Plan, schedule: Schedule, interrupted: bool) -> Outcome:
+def _outcome(plan: Plan, schedule: Schedule, store: ArtifactStore, interrupted: bool) -> Outcome:
     ended = (State.DONE, State.CACHED, State.FAILED, State.SKIPPED)
+
+    def status(key: str) -> str:
+        if (state := schedule.states[key]) in ended:
+            return str(state)
+        # stopped; it may have been past its end, with only the word of it under way
+        return "done" if state == State.RUNNING and store.exists(plan.stages[key].kind, key) else "interrupted"
+
     stages = {
-        key: StageOutcome(
-            key,
-            stage.kind,
-            stage.label,
-            str(state) if (state := schedule.states[key]) in ended else "interrupted",
-            schedule.errors.get(key),
-        )
+        key: StageOutcome(key, stage.kind, stage.label, status(key), schedule.errors.get(key))
         for key, stage in plan.stages.items()
     }
     complete = sum(all(stages[key].status in ("done", "cached") for key in cell.roles.values()) for cell in plan.cells)
