@@ -96,8 +96,8 @@ class ArtifactStore:
         parent = self.storage.folder("artifacts", kind) if self.storage.local else machine_folder("staging")
         with self.storage.writing():
             parent.mkdir(parents=True, exist_ok=True)
-            for old in parent.glob(f".staging-{fingerprint}-*"):
-                remove_local(old)
+            for earlier in range(1, attempt + 1):  # by name: listing all artifacts each time would grow with the grid
+                remove_local(parent / f".staging-{fingerprint}-{earlier}")
             folder = parent / f".staging-{fingerprint}-{attempt}"
             folder.mkdir()
         return folder
