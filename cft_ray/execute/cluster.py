@@ -11,7 +11,7 @@ from ray._private import state
 
 from cft_ray.errors import UserError
 from cft_ray.execute.capacity import Capacity, cluster_capacity
-from cft_ray.execute.environment import SETTINGS, local_system_config
+from cft_ray.execute.environment import SETTINGS, local_system_config, prepare_local
 
 OBJECT_STORE = 512 * 2**20
 """bytes, on a local cluster: stages hand files, not objects, to each other"""
@@ -57,6 +57,7 @@ def connected(address: str | None, cpus: int | None = None, object_store: int = 
 
 def _start_local(cpus: int, object_store: int) -> Any:
     """A node of our own. Ray gives its processes 30 s, whatever the machine is doing besides: so it is tried again."""
+    prepare_local()
     for attempt in range(1, STARTS + 1):
         try:
             return ray.init(

@@ -26,10 +26,21 @@ SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a driver without GPUs leaves CUDA_VISIBLE_DEVICES alone
 }
 
+LOCAL_SETTINGS = {
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process a training that waits for a cloud to take the node away
+}
+"""Further ones for a Ray node of our own."""
+
 
 def prepare() -> None:
     """Set what is not set."""
     for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+
+
+def prepare_local() -> None:
+    """Set what is not set, for a local node."""
+    for name, value in LOCAL_SETTINGS.items():
         os.environ.setdefault(name, value)
 
 
@@ -38,6 +49,8 @@ def local_system_config(cpus: int) -> dict[str, Any]:
 
     Ray ends an idle worker process after a second once there are more processes than CPUs, and our light drivers alone
     are more than that. A process that has imported vLLM or torch is worth keeping for the next stage: allow, for each
-    CPU, a trial, a stage, a working process and an idle one, and the few actors of a run.
+    CPU, a trial, a stage, a working process and an idle one, and the few actors of a run. As many may start at a time
+    before Ray warns.
     """
-    return {"num_workers_soft_limit": 4 * cpus + 4}
+    processes = 4 * cpus + 4
+    return {"num_workers_soft_limit": processes, "worker_maximum_startup_concurrency": processes}

@@ -199,7 +199,7 @@ class Evaluation(Settings):
         default_factory=dict, description="changes to how answers are generated, for all benchmarks"
     )
     template: Annotated[Literal["task", "model"] | Template, _template_word] = Field(
-        default="task",
+        default="model",
         description="how a prompt is wrapped. task: as the task gives it; model: in the words in which the model was "
         "taught (a checkpoint's own template, where it has one); or a template for all",
     )

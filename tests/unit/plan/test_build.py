@@ -151,7 +151,7 @@ def test_toy_benchmark_reads_its_items_from_a_data_set():
 
 
 def test_templates_nearest_first():
-    plan = planned("evaluation.template=model")
+    plan = planned()
     assert spec(plan, "none", phase1="instruct").template.name == "chat"
     assert spec(plan, "none").template.name == "plain"
     assert spec(plan, "none", "phase1:TA:ifeval", "instruct").template.name == "chat"
@@ -159,7 +159,18 @@ def test_templates_nearest_first():
     assert spec(of_data, "none", phase1="instruct").template.name == "alpaca"
     replay = of_data.stages[stage(of_data, "GR_10", phase1="instruct").inputs["replay"]].spec
     assert isinstance(replay, ReplaySpec) and replay.template.name == "chat"  # asked in its own words
-    assert spec(of_data, "none", "phase2:TA:ifeval").template is None
+    assert spec(planned("evaluation.template=task"), "none", "phase2:TA:ifeval").template is None
+
+
+@pytest.mark.parametrize("grid", ["smoke", "toy"])
+def test_toy_models_are_asked_in_the_words_they_were_taught(grid: str):
+    plan = build(load_grid(f"grids/{grid}.yaml"))
+    asked = [item for item in plan.stages.values() if isinstance(item.spec, EvaluateSpec)]
+    assert asked
+    for item in asked:
+        taught = plan.stages[item.inputs["model"]].spec
+        assert isinstance(item.spec, EvaluateSpec) and isinstance(taught, FinetuneSpec)
+        assert item.spec.template == taught.template
 
 
 def test_evaluation_settings_nearest_first():
