@@ -258,10 +258,14 @@ def context(folders, tmp_path) -> FolderContext:
     return FolderContext(stage, tmp_path, dict(zip(("left", "right"), folders, strict=True)))
 
 
+def test_progress_ends_at_the_number_of_parameters(context):
+    found = drift_stage.compare(context)  # type: ignore[arg-type]
+    assert context.told[-1]["done"] == context.told[-1]["total"] == found.summary["parameters"]
+
+
 def test_the_stage_writes_its_tables(context, folders):
     outputs = drift_stage.run(context)  # type: ignore[arg-type]
     assert outputs == measure_drift(*folders).summary
-    assert context.told[-1]["done"] == context.told[-1]["total"] == outputs["parameters"]
     heads = pl.read_parquet(context.output / "heads.parquet")
     assert len(heads) == LAYERS * (HEADS + 2 * KV_HEADS)
     similarity = pl.read_parquet(context.output / "tables" / "similarity.parquet")
@@ -279,8 +283,10 @@ def test_the_stage_writes_its_tables(context, folders):
     assert layer == pytest.approx(sum(l2**2 for l2 in tensors["l2"]) ** 0.5)
 
 
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import this file
+
+
 def test_the_stage_measures_in_a_task_under_ray(context, folders, ray_session):
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers cannot import this file
     assert drift_stage.run(context) == measure_drift(*folders).summary  # type: ignore[arg-type]
     (folders[0].parent / "none").mkdir(exist_ok=True)
     broken = FolderContext(context.stage, context.output / "second", {**context.models, "left": folders[0].parent / "none"})
