@@ -26,7 +26,7 @@ from cft_ray.artifacts.manifest import (
     read_manifest,
     table_files,
 )
-from cft_ray.artifacts.storage import Storage, machine_folder, remove_local, sync_folder, write_local
+from cft_ray.artifacts.storage import Storage, machine_folder, remove_local, sync, write_local
 from cft_ray.plan.stage import Stage
 
 
@@ -161,7 +161,7 @@ class ArtifactStore:
         final = self.storage.folder("artifacts", made.kind, made.fingerprint)
         with self.storage.writing():
             for file in made.files:
-                _flush(folder / file.path)
+                sync(folder / file.path)
             write_local(folder / MANIFEST, made.encode())
             if final.exists():  # without a sound manifest: the remains of a removal that was cut off
                 remove_local(final)
@@ -171,7 +171,7 @@ class ArtifactStore:
                 if not self.exists(made.kind, made.fingerprint):
                     raise
                 remove_local(folder)  # another run published between the look and the rename
-            sync_folder(final.parent)
+            sync(final.parent)
 
     def remove(self, kind: str, fingerprint: str) -> None:
         """Take an artifact away; the manifest goes first, so that no half of it can be taken for whole."""
@@ -250,11 +250,3 @@ class ArtifactStore:
 def _sizes_match(folder: Path, manifest: Manifest) -> bool:
     paths = [(folder / file.path, file.size) for file in manifest.files]
     return all(path.is_file() and path.stat().st_size == size for path, size in paths)
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -11,7 +11,8 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-def _not_identity(default: Any, description: str, **limits: Any) -> Any:
+def not_identity(default: Any, description: str, **limits: Any) -> Any:
+    """A pydantic field that is left out of fingerprints: where something lies, or how the same result is computed."""
     return Field(default=default, description=description, json_schema_extra={"identity": False}, **limits)
 
 
@@ -67,11 +68,11 @@ class TrainingSettings(Settings):
     packing: int | None = Field(default=None, gt=0, description="tokens per pack; then `batch_size` counts packs. None: samples")
     train_on_prompt: bool = Field(default=False, description="also take the loss on the prompt's tokens")
     # How it is computed; results agree within rounding, so these are not identity.
-    padding: Literal["free", "padded"] = _not_identity("free", "free: samples laid end to end; padded: right-padded rows")
-    micro_batch_tokens: int = _not_identity(8192, "most tokens of one forward pass of one worker", gt=0)
-    gradient_checkpointing: bool = _not_identity(False, "recompute activations in the backward pass")
-    offload: Literal["none", "optimizer", "all"] = _not_identity("none", "ZeRO-3 offload to CPU: optimizer, or parameters too")
-    checkpoint_every: int | None = _not_identity(
+    padding: Literal["free", "padded"] = not_identity("free", "free: samples laid end to end; padded: right-padded rows")
+    micro_batch_tokens: int = not_identity(8192, "most tokens of one forward pass of one worker", gt=0)
+    gradient_checkpointing: bool = not_identity(False, "recompute activations in the backward pass")
+    offload: Literal["none", "optimizer", "all"] = not_identity("none", "ZeRO-3 offload to CPU: optimizer, or parameters too")
+    checkpoint_every: int | None = not_identity(
         None, "optimizer steps between mid-run checkpoints; none: no mid-run checkpoint", gt=0
     )
 

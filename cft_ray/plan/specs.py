@@ -7,17 +7,17 @@ travel with the spec and are left out of the identity. Pure: no Ray, no torch.
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from cft_ray.grid.settings import GenerationSettings, ReplaySampling, ScratchModel, Template, TrainingSettings
+from cft_ray.grid.settings import GenerationSettings, ReplaySampling, ScratchModel, Template, TrainingSettings, not_identity
 from cft_ray.plan.fingerprint import canonical
 
 
 def locator(description: str, default: Any = None) -> Any:
     """A pydantic field that is not part of the fingerprint (a path, a resource, a display name)."""
-    return Field(default=default, description=description, json_schema_extra={"identity": False})
+    return not_identity(default, description)
 
 
 class Spec(BaseModel):
@@ -145,5 +145,4 @@ class EvaluateSpec(Spec):
     seed: int = 0
 
 
-AnySpec = Annotated[DatasetSpec | FinetuneSpec | ReplaySpec | DriftSpec | EvaluateSpec, Field()]
 SPECS: dict[str, type[Spec]] = {spec.kind: spec for spec in (DatasetSpec, FinetuneSpec, ReplaySpec, DriftSpec, EvaluateSpec)}
