@@ -255,7 +255,19 @@ class Filter(Settings):
     settings: dict[str, Any] = Field(default_factory=dict, description="swept setting (as in a cell's name) -> value or list")
 
 
-StageKind = Literal["dataset", "finetune", "replay", "drift", "evaluate"]
+StageKind = Literal[
+    "dataset",
+    "finetune",
+    "replay",
+    "drift",
+    "evaluate",
+    "embed",
+    "similarity",
+    "activations",
+    "covariance",
+    "divergence",
+    "replay_quality",
+]
 Models = dict[Name, dict[Name, CheckpointSource]]
 Datasets = dict[Name, DatasetSource]
 Strategies = list[Annotated[StrategyChoice, _key("name")]]

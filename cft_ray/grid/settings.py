@@ -108,3 +108,35 @@ class ReplaySampling(Settings):
     max_new_tokens: int = Field(default=1024, gt=0)
     max_length: int = Field(default=2048, gt=0, description="tokens of prompt and answer")
     dtype: Literal["bfloat16", "float16", "float32", "auto"] = "auto"
+
+
+class EmbeddingSettings(Settings):
+    """How texts become vectors."""
+
+    text: Literal["instruction", "answer"] = Field(
+        default="instruction", description="what is embedded: instruction and input, or instruction, input and answer"
+    )
+    sample: int | None = Field(default=500, gt=0, description="rows drawn from a data set, with the seed; all if none")
+    max_length: int | None = Field(default=None, gt=0, description="tokens kept of a text; none: the model's own limit")
+    seed: int = Field(default=0, description="of the sample")
+    batch_size: int = not_identity(32, "texts in one forward pass", gt=0)
+
+
+class ActivationSettings(Settings):
+    """How hidden states are taken."""
+
+    sample: int | None = Field(default=None, gt=0, description="prompts per language; all if none")
+    max_length: int = Field(default=2048, gt=0, description="tokens kept of a prompt")
+    dtype: Literal["bfloat16", "float16", "float32", "auto"] = "auto"
+    seed: int = Field(default=0, description="of the sample")
+    batch_tokens: int = not_identity(8192, "most tokens in one forward pass", gt=0)
+
+
+class DivergenceSettings(Settings):
+    """On which rows two models' next-token distributions are compared."""
+
+    sample: int | None = Field(default=200, gt=0, description="rows drawn from a data set, with the seed; all if none")
+    max_length: int = Field(default=1024, gt=0, description="tokens of prompt and answer; longer rows are left out and counted")
+    dtype: Literal["bfloat16", "float16", "float32", "auto"] = "auto"
+    seed: int = Field(default=0, description="of the sample")
+    batch_tokens: int = not_identity(8192, "most tokens in one forward pass", gt=0)

@@ -11,7 +11,17 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from cft_ray.grid.settings import GenerationSettings, ReplaySampling, ScratchModel, Template, TrainingSettings, not_identity
+from cft_ray.grid.settings import (
+    ActivationSettings,
+    DivergenceSettings,
+    EmbeddingSettings,
+    GenerationSettings,
+    ReplaySampling,
+    ScratchModel,
+    Template,
+    TrainingSettings,
+    not_identity,
+)
 from cft_ray.plan.fingerprint import canonical
 
 
@@ -145,4 +155,69 @@ class EvaluateSpec(Spec):
     seed: int = 0
 
 
-SPECS: dict[str, type[Spec]] = {spec.kind: spec for spec in (DatasetSpec, FinetuneSpec, ReplaySpec, DriftSpec, EvaluateSpec)}
+class EmbedSpec(Spec):
+    """Sentence embeddings of rows. Inputs: `data`, a `dataset` or `replay` artifact."""
+
+    kind: ClassVar[str] = "embed"
+    checkpoints: dict[str, Checkpoint] = Field(default_factory=dict, description="`embedder`; none: lexical vectors")
+    settings: EmbeddingSettings
+
+
+class SimilaritySpec(Spec):
+    """DES of two data sets, with its uncertainty. Inputs: `left`, `right`, two `embed` artifacts."""
+
+    kind: ClassVar[str] = "similarity"
+    resamples: int = Field(default=1000, gt=0, description="bootstrap resamples of each side's rows")
+    seed: int = Field(default=0, description="of the resamples")
+
+
+class ActivationsSpec(Spec):
+    """Hidden states of a model, a prompt and layer. Inputs: `prompts`; `model` or `checkpoints["model"]`."""
+
+    kind: ClassVar[str] = "activations"
+    checkpoints: dict[str, Checkpoint] = Field(default_factory=dict)
+    template: Template | None = Field(default=None, description="how a prompt is wrapped; None: as it is")
+    settings: ActivationSettings
+
+
+class CovarianceSpec(Spec):
+    """Change of the activations' covariance between two models, a layer. Inputs: `left`, `right`, two `activations`."""
+
+    kind: ClassVar[str] = "covariance"
+
+
+class DivergenceSpec(Spec):
+    """KL(left‖right) of next-token distributions. Inputs: `data`; `left`, `right`, each possibly in `checkpoints` instead."""
+
+    kind: ClassVar[str] = "divergence"
+    checkpoints: dict[str, Checkpoint] = Field(default_factory=dict)
+    template: Template = Field(description="how a row becomes text")
+    settings: DivergenceSettings
+
+
+class ReplayQualitySpec(Spec):
+    """What generated replay is like. Inputs: `replay`; `english`, its prompts' rows; `model` or `checkpoints["model"]`."""
+
+    kind: ClassVar[str] = "replay_quality"
+    checkpoints: dict[str, Checkpoint] = Field(default_factory=dict)
+    template: Template = Field(description="how a row becomes text, for the perplexity")
+    max_length: int = Field(default=2048, gt=0, description="tokens of prompt and answer; longer rows have no perplexity")
+    seed: int = Field(default=0, description="of the pairs that self-BLEU is taken over")
+
+
+SPECS: dict[str, type[Spec]] = {
+    spec.kind: spec
+    for spec in (
+        DatasetSpec,
+        FinetuneSpec,
+        ReplaySpec,
+        DriftSpec,
+        EvaluateSpec,
+        EmbedSpec,
+        SimilaritySpec,
+        ActivationsSpec,
+        CovarianceSpec,
+        DivergenceSpec,
+        ReplayQualitySpec,
+    )
+}

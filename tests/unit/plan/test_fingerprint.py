@@ -10,16 +10,31 @@ import pytest
 from pydantic import BaseModel
 
 from cft_ray.errors import UserError
-from cft_ray.grid.settings import GenerationSettings, ReplaySampling, ScratchModel, Template, TrainingSettings
+from cft_ray.grid.settings import (
+    ActivationSettings,
+    DivergenceSettings,
+    EmbeddingSettings,
+    GenerationSettings,
+    ReplaySampling,
+    ScratchModel,
+    Template,
+    TrainingSettings,
+)
 from cft_ray.plan.fingerprint import canonical, fingerprint
 from cft_ray.plan.specs import (
     SPECS,
+    ActivationsSpec,
     Checkpoint,
+    CovarianceSpec,
     DatasetSpec,
+    DivergenceSpec,
     DriftSpec,
+    EmbedSpec,
     EvaluateSpec,
     FinetuneSpec,
+    ReplayQualitySpec,
     ReplaySpec,
+    SimilaritySpec,
     Spec,
     StrategyRef,
 )
@@ -55,6 +70,12 @@ SPECIMENS: dict[str, Spec] = {
         generation=GenerationSettings(),
         limit=3,
     ),
+    "embed": EmbedSpec(settings=EmbeddingSettings()),
+    "similarity": SimilaritySpec(),
+    "activations": ActivationsSpec(template=Template(name="toy"), settings=ActivationSettings()),
+    "covariance": CovarianceSpec(),
+    "divergence": DivergenceSpec(template=Template(name="toy"), settings=DivergenceSettings()),
+    "replay_quality": ReplayQualitySpec(template=Template(name="toy")),
 }
 
 
@@ -159,6 +180,8 @@ def test_what_is_no_identity():
         "training.gradient_checkpointing",
         "training.offload",
         "training.checkpoint_every",
+        "settings.batch_size",
+        "settings.batch_tokens",
     }
 
 
