@@ -4,7 +4,7 @@ Files are looked up when a frame is collected, so a frame follows a running grid
 files away. What counts when a stage ran more than once:
 
 - `steps`: per step, the highest attempt (a resumed training sends the steps after its checkpoint again);
-- `scores`, `samples`, `similarity`, `layers`: the rows of the highest attempt that is done;
+- `scores`, `samples`, `similarity`, `layers`, `replay`: the rows of the highest attempt that is done;
 - `stages`: every attempt, in its last state;
 - `cells`: a cell as it was in the last run of its grid.
 """
@@ -84,6 +84,10 @@ class Results:
     def layers(self) -> pl.LazyFrame:
         """One row per model and layer."""
         return self._of_done_attempts("layers")
+
+    def replay(self) -> pl.LazyFrame:
+        """One row per replay artifact, side (generated or original answers), measure and language."""
+        return self._of_done_attempts("replay")
 
     def results(self) -> pl.LazyFrame:
         """What people want: one row per cell, benchmark and language, and one with the language ``mean``.

@@ -159,6 +159,21 @@ _LAYERS = _table(
     ],
 )
 
+_REPLAY = _table(
+    "replay",
+    "one per replay artifact, side (the generated answers, or the original ones to the same prompts), measure and language",
+    [
+        _column("replay", _TEXT, "fingerprint of the replay stage", required=True),
+        _column(
+            "side", _TEXT, "generated: the model's answers; original: those of the rows that the prompts come from", required=True
+        ),
+        _column("measure", _TEXT, "characters_mean, rep_4, self_bleu, perplexity …: docs/insight.md has them all", required=True),
+        _column("language", _TEXT, "ISO 639-1 code of the prompts; null: all"),
+        _column("value", _FLOAT, "value of the measure; shares and BLEU are 0 to 1", required=True),
+        _column("n", _INT, "answers that it is taken over (perplexity: tokens)", required=True),
+    ],
+)
+
 SCHEMAS: dict[str, pa.Schema] = {
     "cells": _CELLS,
     "stages": _STAGES,
@@ -167,6 +182,7 @@ SCHEMAS: dict[str, pa.Schema] = {
     "samples": _SAMPLES,
     "similarity": _SIMILARITY,
     "layers": _LAYERS,
+    "replay": _REPLAY,
 }
 """Table -> schema, key columns first."""
 
