@@ -50,6 +50,7 @@ _CELLS = _table(
         _column("ability", _TEXT, "TA or LA, for score roles"),
         _column("benchmark", _TEXT, "benchmark, for score roles"),
         _column("stage", _TEXT, "fingerprint of the stage in this role", required=True),
+        _column("skipped", _TEXT, "why the stage is not run, where the grid lacks what it needs (a judge); null: it is run"),
     ],
     fingerprint="SHA-256 of the grid's name",
 )
@@ -146,14 +147,15 @@ _SIMILARITY = _table(
 
 _LAYERS = _table(
     "layers",
-    "one per model and layer",
+    "one per model, decoder layer and language of the prompts, and one for all languages together",
     [
         _column("model", _TEXT, "fingerprint or name of the model", required=True),
-        _column("prompts", _TEXT, "name of the prompts that the activations come from"),
+        _column("prompts", _TEXT, "fingerprint of the data set that the prompts come from"),
+        _column("language", _TEXT, "ISO 639-1 code of the prompts; null: all"),
         _column("n", _INT, "prompts"),
         _column("layer", _INT, "decoder layer, from 0", required=True),
         _column("mean", pa.list_(pa.float32()), "mean hidden activation over the prompts, one number per hidden dimension"),
-        _column("variance", _FLOAT, "trace of the covariance of the activations over the prompts"),
+        _column("variance", _FLOAT, "trace of the covariance of the activations over the prompts; null for a single prompt"),
         _column("frobenius", _FLOAT, "Frobenius norm of that covariance"),
         _column("spectral", _FLOAT, "spectral norm of that covariance"),
     ],
