@@ -2,8 +2,13 @@
 
 Tune has no dependencies between trials (ray#23654) and admits by a trial's own resources, which here are next to
 nothing: the work runs in what the trial starts. So both decisions are made by `cft_ray.execute.schedule`.
+
+Tune starts an actor for a trial that finds none free, and ends it unused if another becomes free first. Starting one
+takes a second of CPU: stages that are done sooner would each cost one. So a stage that would run beside others is held
+back for `PACE_SECONDS`, in which one of those may end and leave its actor.
 """
 
+import time
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -11,6 +16,10 @@ from ray.tune.search import Searcher
 
 from cft_ray.execute.schedule import Schedule
 from cft_ray.execute.work import Work
+
+
+PACE_SECONDS = 0.3
+"""least time between two suggestions while a stage runs"""
 
 
 class StageSearcher(Searcher):
@@ -33,12 +42,16 @@ class StageSearcher(Searcher):
         super().__init__()
         self._schedule, self._work, self._changed, self._stopping = schedule, work, changed, stopping
         self._stage_of: dict[str, str] = {}
+        self._suggested = -PACE_SECONDS
 
     def suggest(self, trial_id: str) -> dict[str, Any] | Literal["FINISHED"] | None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The next stage; None: nothing now; FINISHED: nothing will become ready (Tune would wait for ever)."""
+        if self._stage_of and time.monotonic() - self._suggested < PACE_SECONDS:
+            return None
         fingerprint = self._schedule.next()
         if fingerprint is None:
             return Searcher.FINISHED if self._schedule.finished else None  # pyright: ignore[reportReturnType]
+        self._suggested = time.monotonic()
         self._stage_of[trial_id] = fingerprint
         self._changed(fingerprint)
         return {"work": self._work(fingerprint).encode()}
