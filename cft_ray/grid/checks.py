@@ -4,10 +4,11 @@ from collections.abc import Iterable, Sequence
 
 from cft_ray.data.toy import TOY
 from cft_ray.errors import UserError
+from cft_ray.grid.benchmarks import BENCHMARKS
 from cft_ray.grid.choices import chosen_benchmarks
 from cft_ray.grid.problems import nearest
 from cft_ray.grid.schema import Grid
-from cft_ray.grid.sections import CheckpointSource, Filter
+from cft_ray.grid.sections import CheckpointSource, DatasetSource, Filter
 
 
 def check_references(grid: Grid) -> None:
@@ -26,7 +27,10 @@ def check_references(grid: Grid) -> None:
         _check_model(grid, name)
     _check_pairs(grid)
     chosen_benchmarks(grid)
+    _check_data(grid)
+    _check_judge(grid)
     _check_resources(grid)
+    _check_insight(grid)
     for section in ("include", "exclude"):
         for index, item in enumerate(getattr(grid, section)):
             _check_filter(grid, item, (section, index))
@@ -45,10 +49,7 @@ def _once(grid: Grid, path: tuple[str | int, ...], names: Sequence[object]) -> N
 def _check_datasets(grid: Grid) -> None:
     for name, dataset in grid.datasets.items():
         if dataset.toy is not None:
-            _known(grid, dataset.toy, TOY, ("datasets", name, "toy"), "toy data set")
-            for index, language in enumerate(dataset.languages):
-                there = TOY[dataset.toy].languages
-                _known(grid, language, there, ("datasets", name, "languages", index), f"{dataset.toy} in language")
+            _check_toy(grid, dataset, ("datasets", name))
         if dataset.english is not None:
             _known(grid, dataset.english, grid.datasets, ("datasets", name, "english"), "data set")
         for model, checkpoints in grid.models.items():
@@ -58,6 +59,13 @@ def _check_datasets(grid: Grid) -> None:
                     where=grid.source.where(("datasets", name)),
                     fix="rename one of the two",
                 )
+
+
+def _check_toy(grid: Grid, dataset: DatasetSource, path: tuple[str | int, ...]) -> None:
+    assert dataset.toy is not None
+    _known(grid, dataset.toy, TOY, (*path, "toy"), "toy data set")
+    for index, language in enumerate(dataset.languages):
+        _known(grid, language, TOY[dataset.toy].languages, (*path, "languages", index), f"{dataset.toy} in language")
 
 
 def _check_model(grid: Grid, model: str) -> None:
@@ -72,6 +80,7 @@ def _check_model(grid: Grid, model: str) -> None:
         path = ("models", model, name)
         if checkpoint.train is not None:
             _known(grid, checkpoint.train.data, grid.datasets, (*path, "train", "data"), "data set")
+            _check_answers(grid, checkpoint.train.data, (*path, "train", "data"))
         _check_chain(grid, checkpoints, name, path)
 
 
@@ -99,6 +108,25 @@ def _check_pairs(grid: Grid) -> None:
                 fix=nearest(pair.phase1, known),
             )
         _known(grid, pair.phase2, grid.datasets, ("pairs", index, "phase2"), "data set")
+        for role in ("phase1", "phase2"):
+            if (name := getattr(pair, role)) in grid.datasets:
+                _check_answers(grid, name, ("pairs", index, role))
+
+
+def _check_data(grid: Grid) -> None:
+    """What is said by benchmark concerns one that is known, whether or not this grid measures it."""
+    known = [*BENCHMARKS, *(choice.name for choice in grid.evaluation.benchmarks)]
+    for section in ("data", "revisions"):
+        for name in getattr(grid.evaluation, section):
+            _known(grid, name, known, ("evaluation", section, name), "benchmark")
+
+
+def _check_judge(grid: Grid) -> None:
+    judge = grid.evaluation.judge
+    if judge is None or judge.of is None:
+        return
+    known = [f"{model}/{name}" for model, checkpoints in grid.models.items() for name in checkpoints]
+    _known(grid, judge.of, known, ("evaluation", "judge", "of"), "checkpoint")
 
 
 def _check_resources(grid: Grid) -> None:
@@ -111,6 +139,43 @@ def _check_resources(grid: Grid) -> None:
                 f"but the cluster has at most {most}",
                 where=grid.source.where(("resources", kind)),
                 fix=f"ask for at most {most}, or raise cluster.max_devices",
+            )
+
+
+def _check_answers(grid: Grid, name: str, path: tuple[str | int, ...]) -> None:
+    columns = grid.datasets[name].columns
+    if columns is not None and "output" not in columns:
+        raise UserError(
+            f"data set {name} has prompts without answers (its `columns` do not say where `output` is), so nothing can be "
+            "trained on it",
+            where=grid.source.where(path),
+            fix=f"add `output: <column>` to datasets.{name}.columns",
+        )
+
+
+def _check_insight(grid: Grid) -> None:
+    part = grid.insight.activations if grid.insight is not None else None
+    if part is None:
+        return
+    for role in ("prompts", "parallel"):
+        path = ("insight", "activations", role)
+        source = getattr(part, role)
+        if isinstance(source, str):
+            _known(grid, source, grid.datasets, path, "data set")
+            source = grid.datasets[source]
+        if not source:
+            continue
+        if source.toy is not None:
+            _check_toy(grid, source, path)
+        if role == "parallel" and len(source.languages) < 2:
+            raise UserError(
+                "parallel sentences are in one language only", where=grid.source.where(path), fix="name two languages or more"
+            )
+        if role == "parallel" and source.rows is not None:
+            raise UserError(
+                "`rows` draws from each language by itself, so what is kept is no longer parallel",
+                where=grid.source.where(path),
+                fix="leave `rows` out, and use insight.activations.sample",
             )
 
 

@@ -1,5 +1,6 @@
 """The grid's strategies and benchmarks, from their names to what they stand for."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -42,6 +43,12 @@ class ChosenBenchmark:
     generation: GenerationSettings
     limit: int | None
     template: Literal["task", "model"] | Template
+    use: str
+    """the known benchmark that it is; its own name where it is declared in place"""
+
+    def of(self, section: Mapping[str, Any]) -> str | None:
+        """The key of a section by benchmark (`data`, `revisions`) that concerns it: its own name, or the known one's."""
+        return next((name for name in (self.name, self.use) if name in section), None)
 
 
 def chosen_strategies(grid: Grid) -> list[ChosenStrategy]:
@@ -92,6 +99,23 @@ def _benchmark(grid: Grid, choice: BenchmarkChoice, path: tuple[str | int, ...])
             benchmark = Benchmark(**declared)
         except ValidationError as error:
             raise as_user_error(error, Benchmark, declared, grid.source, path) from None
+    benchmark = benchmark.model_copy(update={"tasks": _languages(grid, choice, benchmark, path)})
     generation = benchmark.generation.model_copy(update=for_all | own)
     limit = choice.limit or evaluation.limit
-    return ChosenBenchmark(choice.name, benchmark, generation, limit, choice.template or evaluation.template)
+    template = choice.template or evaluation.template
+    return ChosenBenchmark(choice.name, benchmark, generation, limit, template, choice.use or choice.name)
+
+
+def _languages(grid: Grid, choice: BenchmarkChoice, benchmark: Benchmark, path: tuple[str | int, ...]) -> dict[str, str]:
+    """The tasks of the languages that the grid asks for; the benchmark's own where it does not say."""
+    if choice.languages is None:
+        return benchmark.tasks
+    there = benchmark.tasks | benchmark.also
+    for index, language in enumerate(choice.languages):
+        if language not in there:
+            raise UserError(
+                f"{choice.name} has no language {language!r}",
+                where=grid.source.where((*path, "languages", index)),
+                fix=f"one of {', '.join(sorted(there))}; or give its task under `tasks`",
+            )
+    return {language: there[language] for language in choice.languages}

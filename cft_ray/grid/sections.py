@@ -11,7 +11,15 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from cft_ray.data.formats import FORMATS
 from cft_ray.grid.benchmarks import BENCHMARKS
-from cft_ray.grid.settings import ReplaySampling, ScratchModel, Settings, Template, TrainingSettings
+from cft_ray.grid.settings import (
+    EngineSettings,
+    JudgeSettings,
+    ReplaySampling,
+    ScratchModel,
+    Settings,
+    Template,
+    TrainingSettings,
+)
 
 NAME = r"^[^\s/→*?\[\]=,:]+$"
 Name = Annotated[str, Field(pattern=NAME, max_length=100)]
@@ -109,13 +117,15 @@ class DatasetSource(Settings):
 
     hub: str | None = Field(default=None, description="Hugging Face data set id")
     revision: str | None = Field(default=None, description="commit, tag or branch of `hub`; a commit cannot move")
-    config: str | None = Field(default=None, description="hub configuration name")
+    config: str | None = Field(default=None, description="hub configuration name; `{language}` and `{flores}` allowed")
     split: str = Field(default="train", description="hub split")
     hub_files: str | None = Field(
-        default=None, description="file pattern inside the hub repository; `{language}` and `*` allowed"
+        default=None, description="file pattern inside the hub repository; `{language}`, `{flores}` and `*` allowed"
     )
     files: str | None = Field(
-        default=None, description="path or URI of local files (parquet, json, jsonl, csv); `{language}` and `*` allowed"
+        default=None,
+        description="path or URI of local files (parquet, json, jsonl, csv); `{language}` (ISO 639-1), `{flores}` (as in "
+        "deu_Latn) and `*` allowed",
     )
     toy: str | None = Field(default=None, description="name of a toy-world data set")
     missing: str | None = Field(
@@ -125,7 +135,11 @@ class DatasetSource(Settings):
     )
     languages: tuple[str, ...] = Field(min_length=1, description="ISO 639-1 codes, in the order in which they are read")
     format: Literal["alpaca", "orca", "canonical"] | None = Field(default=None, description="what its columns are called")
-    columns: dict[str, str] | None = Field(default=None, description="instead of `format`: canonical column -> its column")
+    columns: dict[str, str] | None = Field(
+        default=None,
+        description="instead of `format`: canonical column -> its column (`turns[0]`: the first item of a list; `{language}`, "
+        "`{flores}`: a column for each language); without `output` it holds prompts, and nothing is trained on it",
+    )
     rows: int | None = Field(default=None, gt=0, description="rows kept per language, a seeded sample; all if none")
     english: str | None = Field(default=None, description="its English counterpart among `datasets`, for replay")
     template: TemplateChoice | None = Field(
@@ -147,8 +161,8 @@ class DatasetSource(Settings):
         if self.columns is not None:
             if unknown := set(self.columns) - set(FORMATS["canonical"]):
                 raise ValueError(f"unknown canonical column {min(unknown)!r}; known: {', '.join(FORMATS['canonical'])}")
-            if absent := {"instruction", "output"} - set(self.columns):
-                raise ValueError(f"`columns` must say where {min(absent)!r} is")
+            if "instruction" not in self.columns:
+                raise ValueError("`columns` must say where 'instruction' is")
         if len(set(self.languages)) < len(self.languages):
             raise ValueError("a language is named twice")
         return self
@@ -182,11 +196,46 @@ class BenchmarkChoice(Settings):
     use: str | None = Field(default=None, description=f"a known benchmark ({', '.join(BENCHMARKS)}); none: `name`")
     ability: Literal["TA", "LA"] | None = Field(default=None, description="task ability or language ability")
     tasks: dict[str, str] | None = Field(default=None, description="language -> lm-evaluation-harness task or group")
+    languages: tuple[str, ...] | None = Field(
+        default=None, description="which of its languages, in this order; none: those of the study"
+    )
     metric: str | None = Field(default=None, description="harness metric shown in the results")
     data: str | None = Field(default=None, description="toy-world data set that holds its items")
     limit: int | None = Field(default=None, gt=0, description="items per task; none: the evaluation's limit")
     generation: dict[str, Any] = Field(default_factory=dict, description="changes to how answers are generated")
     template: TemplateChoice | None = Field(default=None, description="none: the evaluation's")
+
+
+class Judge(JudgeSettings):
+    """The judge of AlpacaEval: an endpoint's (`model`, `base_url`), or a local model (`hub`, `path`, or `of` this grid)."""
+
+    hub: str | None = Field(default=None, description="Hugging Face id of a local judge")
+    revision: str | None = Field(default=None, description="commit, tag or branch of `hub`; a commit cannot move")
+    path: str | None = Field(default=None, description="folder or URI of a local judge")
+    of: str | None = Field(default=None, description="a checkpoint of this grid as local judge: `MODEL/CHECKPOINT`")
+
+    @model_validator(mode="after")
+    def _one_judge(self) -> "Judge":
+        origins = [name for name in ("model", "hub", "path", "of") if getattr(self, name) is not None]
+        if len(origins) != 1:
+            raise ValueError(f"give exactly one of model, hub, path, of, not {' and '.join(origins) or 'none of them'}")
+        if (self.base_url is not None) != (self.model is not None):
+            raise ValueError("`base_url` goes with `model`: an endpoint and the judge's name there")
+        if self.key_env is not None and (self.model is None or not self.key_env.isidentifier()):
+            # What stands there may be the key itself, so it is not repeated.
+            raise ValueError("`key_env` is the name of the environment variable that holds the endpoint's key")
+        if self.base_url is not None:
+            scheme, separator, rest = self.base_url.partition("://")
+            if scheme not in ("http", "https") or not separator or "@" in rest or "?" in rest:
+                raise ValueError("`base_url` is http://… or https://…, without credentials and options")
+        if self.revision is not None and self.hub is None:
+            raise ValueError("`revision` goes with `hub`")
+        return self
+
+    @property
+    def settings(self) -> JudgeSettings:
+        """What a stage obeys; where a local judge lies is told it as a checkpoint."""
+        return JudgeSettings(**{name: getattr(self, name) for name in JudgeSettings.model_fields})
 
 
 class Evaluation(Settings):
@@ -203,7 +252,28 @@ class Evaluation(Settings):
         description="how a prompt is wrapped. task: as the task gives it; model: in the words in which the model was "
         "taught (a checkpoint's own template, where it has one); or a template for all",
     )
+    judge: Judge | None = Field(
+        default=None, description="compares answers, where a benchmark needs that; none: such benchmarks are skipped"
+    )
     evaluate_base: bool = Field(default=True, description="also score the base models (forward transfer needs it)")
+    data: dict[Name, str | dict[str, str]] = Field(
+        default_factory=dict,
+        description="benchmark -> the files that hold its items, instead of the hub: a Parquet or JSON-lines file, a folder, or "
+        "the URI of either; `{language}` and `*` allowed. The items that are scored, or a mapping split -> files",
+    )
+    data_folder: str | None = Field(
+        default=None, min_length=1, description="folder or URI that relative paths in `data` start from; none: where you are"
+    )
+    revisions: dict[Name, str] = Field(
+        default_factory=dict, description="benchmark -> commit of its hub data set; none: the newest, and recorded"
+    )
+    nltk_data: str | None = Field(
+        default=None,
+        min_length=1,
+        description="folder or URI of nltk's data with tokenizers/punkt_tab, which ifeval needs; none: where nltk looks "
+        "(NLTK_DATA), and its download",
+    )
+    engine: EngineSettings = Field(default=EngineSettings(), description="batch and memory of the engine")
 
 
 class StageResources(Settings):

@@ -100,6 +100,51 @@ class GenerationSettings(Settings):
     dtype: Literal["bfloat16", "float16", "float32", "auto"] = "auto"
 
 
+class JudgeSettings(Settings):
+    """Who compares a model's answers with the reference answers, and how it is asked (AlpacaEval).
+
+    The judge is a model behind an OpenAI-compatible endpoint (``model``), or a local one (role ``judge`` of the stage).
+    """
+
+    model: str | None = Field(default=None, description="the judge's name at the endpoint")
+    annotator: Literal["alpaca_eval_gpt4", "weighted_alpaca_eval_gpt4_turbo"] = Field(
+        default="alpaca_eval_gpt4",
+        description="prompt, request parameters and parser, by their name in the alpaca-eval package. alpaca_eval_gpt4: a "
+        "ranking in words, each item won or lost; weighted_alpaca_eval_gpt4_turbo: the probability of the one token that "
+        "names the winner, for judges that give log-probabilities",
+    )
+    parameters: dict[str, bool | int | float | str | None] = Field(
+        default_factory=dict, description="changes to the annotator's request parameters; none takes one away"
+    )
+    attempts: int = Field(default=3, gt=0, description="times that an endpoint is asked again for a judgement that is malformed")
+    tolerate: float = Field(
+        default=0.02, ge=0, lt=1, description="share of items that may stay without judgement; more fail the stage"
+    )
+    template: Template = Field(default=Template(name="chat"), description="how a local judge's prompt is wrapped")
+    max_length: int = Field(default=8192, gt=0, description="tokens of prompt and judgement of a local judge")
+    dtype: Literal["bfloat16", "float16", "float32", "auto"] = Field(default="auto", description="of a local judge")
+    # Where it is and what it costs: the same judge judges alike wherever it is asked.
+    base_url: str | None = not_identity(None, "of the endpoint, e.g. https://api.openai.com/v1")
+    key_env: str | None = not_identity(None, "environment variable that holds the endpoint's key; none: it wants no key")
+    max_concurrency: int = not_identity(8, "requests under way at a time", gt=0)
+    timeout: float = not_identity(120.0, "seconds until a request is given up and asked again", gt=0)
+    retries: int = not_identity(
+        10, "further tries of a request after a rate limit, a server's error or a time-out, with growing pauses", ge=0
+    )
+    prompt_price: float | None = not_identity(None, "of a million prompt tokens, in the cluster's currency", ge=0)
+    completion_price: float | None = not_identity(None, "of a million tokens of judgements, in the cluster's currency", ge=0)
+
+
+class EngineSettings(Settings):
+    """How much an engine takes on at a time, by what its device can hold; results agree within rounding."""
+
+    sequences: int | None = not_identity(None, "sequences at a time; none: vLLM's choice on a GPU, 128 on a CPU; hf: 32", gt=0)
+    batch_tokens: int | None = not_identity(
+        None, "tokens that vLLM reads at a time; none: its choice on a GPU, 4096 on a CPU", gt=0
+    )
+    gpu_memory: float = not_identity(0.85, "share of each GPU's memory that vLLM takes", gt=0, le=1)
+
+
 class ReplaySampling(Settings):
     """How replay answers are sampled from the Phase 1 model."""
 

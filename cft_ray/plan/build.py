@@ -17,6 +17,7 @@ from cft_ray.grid.schema import Grid
 from cft_ray.grid.settings import ScratchModel, Template, TrainingSettings
 from cft_ray.plan.digest import Digests
 from cft_ray.plan.estimate import Estimator
+from cft_ray.plan.items import items_source, located
 from cft_ray.plan.sources import Sources, is_unresolved
 from cft_ray.plan.specs import SPECS, Checkpoint, DatasetSpec, EvaluateSpec, FinetuneSpec, Spec, StrategyRef
 from cft_ray.plan.stage import Plan, PlannedCell, Resources, Stage
@@ -90,6 +91,7 @@ class _Builder:
         self.references: dict[Strategy, StrategyRef | None] = {}
         self.evaluations: dict[tuple[Any, ...], EvaluateSpec] = {}
         self.scores: dict[tuple[int, str], dict[str, str]] = {}
+        self.judge: ModelSource | None = None
         self.planned: dict[str, PlannedCell] = {}
 
     def build(self) -> Plan:
@@ -129,11 +131,13 @@ class _Builder:
             roles=roles,
         )
 
-    def _add(self, spec: Spec, inputs: Mapping[str, str], label: str, resources: Resources | None = None) -> Stage:
+    def _add(
+        self, spec: Spec, inputs: Mapping[str, str], label: str, resources: Resources | None = None, skip: str | None = None
+    ) -> Stage:
         """Enter a stage, or return the one that is already there."""
         resources = resources or self.resources[spec.kind]
         cost = self.estimator.of(spec, inputs, resources).cost(spec.kind)
-        stage = Stage(spec, inputs, label, resources, cost)
+        stage = Stage(spec, inputs, label, resources, cost, skip)
         known = self.stages.get(stage.fingerprint)
         if known is not None:
             return known
@@ -293,7 +297,11 @@ class _Builder:
             inputs = {} if source.stage is None else {"model": source.stage.fingerprint}
             if data is not None:
                 inputs["data"] = data.fingerprint
-            stage = self._add(spec, inputs, f"{model.label} {chosen.name}")
+            skip = None
+            if chosen.benchmark.judged:
+                self._local_judge().attach("judge", inputs, {})
+                skip = f"{chosen.name} has no judge (evaluation.judge)" if self.grid.evaluation.judge is None else None
+            stage = self._add(spec, inputs, f"{model.label} {chosen.name}", skip=skip)
             scores[f"{role}:{spec.ability}:{chosen.name}"] = stage.fingerprint
         return scores
 
@@ -305,8 +313,14 @@ class _Builder:
         checkpoint = model.source.checkpoint
         key = (index, template, id(checkpoint))
         if key not in self.evaluations:
+            judge = self.grid.evaluation.judge if chosen.benchmark.judged else None
+            nltk_data = self.grid.evaluation.nltk_data
+            checkpoints: dict[str, Checkpoint] = {}
+            model.source.attach("model", {}, checkpoints)
+            if judge is not None:
+                self._local_judge().attach("judge", {}, checkpoints)
             self.evaluations[key] = EvaluateSpec(
-                checkpoints={"model": checkpoint} if checkpoint is not None else {},
+                checkpoints=checkpoints,
                 benchmark=chosen.name,
                 ability=chosen.benchmark.ability,
                 tasks=chosen.benchmark.tasks,
@@ -315,8 +329,40 @@ class _Builder:
                 generation=chosen.generation,
                 limit=chosen.limit,
                 backend=self.grid.evaluation.backend,
+                items=items_source(self.grid, self.sources.digests, chosen),
+                nltk_data=located(nltk_data) if nltk_data is not None else None,
+                engine=self.grid.evaluation.engine,
+                judge=judge.settings if judge is not None else None,
             )
         return self.evaluations[key]
+
+    def _local_judge(self) -> ModelSource:
+        """The judge that stages read as a model; neither stage nor checkpoint where it is an endpoint's, or none."""
+        if self.judge is None:
+            judge = self.grid.evaluation.judge
+            if judge is not None and judge.of is not None:
+                model, _, name = judge.of.partition("/")
+                self.judge = self._only(model, name).source
+            else:
+                self.judge = ModelSource(checkpoint=self.sources.judge())
+        return self.judge
+
+    def _only(self, model: str, name: str) -> _Model:
+        """A checkpoint that all cells of its model share.
+
+        Raises:
+            UserError: it is trained in several ways, or no cell has its model.
+        """
+        variants = {id(cell.variant): cell.variant for cell in cells(self.grid) if cell.variant.model == model}.values()
+        found = {id(given): given for variant in variants for given in [self._given(variant, name)]}
+        if len(found) != 1:
+            many = f"is trained in {len(found)} ways" if found else f"is of {model}, which no cell has"
+            raise UserError(
+                f"the judge {model}/{name} {many}",
+                where=self.grid.source.where(("evaluation", "judge", "of")),
+                fix="name a checkpoint that does not depend on what is swept, of a model that is in the grid's cells",
+            )
+        return next(iter(found.values()))
 
     def _items(self, index: int) -> Stage | None:
         """The data set stage that holds a benchmark's items, where they come from the toy world."""

@@ -4,7 +4,9 @@ A local file is known by its content; a data set that is still to be supplied by
 """
 
 from cft_ray.data.formats import FORMATS
+from cft_ray.grid.insight import Embedder
 from cft_ray.grid.schema import Grid
+from cft_ray.grid.sections import DatasetSource
 from cft_ray.plan.digest import Digests, is_uri, local_path
 from cft_ray.plan.specs import Checkpoint, DatasetSpec, Spec
 
@@ -29,7 +31,14 @@ class Sources:
         Raises:
             UserError: its local files are missing or cannot be read.
         """
-        source = self.grid.datasets[name]
+        return self.source(self.grid.datasets[name], ("datasets", name), name)
+
+    def source(self, source: DatasetSource, path: tuple[str | int, ...], name: str = "") -> DatasetSpec:
+        """A data set that stands at ``path`` in the grid; ``name`` keeps those apart that are still to be supplied.
+
+        Raises:
+            UserError: its local files are missing or cannot be read.
+        """
         columns = source.columns or (FORMATS[source.format] if source.format else {})
         languages, rows = source.languages, source.rows
         if source.toy is not None:
@@ -47,10 +56,25 @@ class Sources:
             )
         if source.files is None:
             return DatasetSpec(digest=f"{_UNRESOLVED}{name}", columns=columns, languages=languages, rows=rows)
-        where = self.grid.source.where(("datasets", name, "files"))
+        where = self.grid.source.where((*path, "files"))
         files = source.files if is_uri(source.files) else str(local_path(source.files))
         digest = self.digests.files(files, languages, where=where)
         return DatasetSpec(files=files, digest=digest, columns=columns, languages=languages, rows=rows)
+
+    def judge(self) -> Checkpoint | None:
+        """The local judge that the grid takes as it is; None where it takes none.
+
+        Raises:
+            UserError: its local folder is missing or holds no model.
+        """
+        judge = self.grid.evaluation.judge
+        if judge is None or (judge.hub is None and judge.path is None):
+            return None
+        if judge.path is None:
+            return Checkpoint(hub=judge.hub, revision=judge.revision)
+        where = self.grid.source.where(("evaluation", "judge", "path"))
+        path = judge.path if is_uri(judge.path) else str(local_path(judge.path))
+        return Checkpoint(path=path, digest=self.digests.folder(path, where=where))
 
     def checkpoint(self, model: str, name: str) -> Checkpoint:
         """A checkpoint that the grid takes as it is; the same object whenever it is asked for.
@@ -68,3 +92,15 @@ class Sources:
                 path = source.path if is_uri(source.path) else str(local_path(source.path))
                 self._checkpoints[key] = Checkpoint(path=path, digest=self.digests.folder(path, where=where))
         return self._checkpoints[key]
+
+    def embedder(self, model: Embedder) -> Checkpoint:
+        """The embedding model that the grid names.
+
+        Raises:
+            UserError: its local folder is missing or holds no sentence-transformers model.
+        """
+        if model.path is None:
+            return Checkpoint(hub=model.hub, revision=model.revision)
+        where = self.grid.source.where(("insight", "embedding", "model", "path"))
+        path = model.path if is_uri(model.path) else str(local_path(model.path))
+        return Checkpoint(path=path, digest=self.digests.folder(path, where=where, mark="modules.json"))

@@ -15,7 +15,9 @@ from cft_ray.grid.settings import (
     ActivationSettings,
     DivergenceSettings,
     EmbeddingSettings,
+    EngineSettings,
     GenerationSettings,
+    JudgeSettings,
     ReplaySampling,
     ScratchModel,
     Template,
@@ -78,6 +80,17 @@ class Checkpoint(BaseModel):
     revision: str | None = Field(default=None, description="hub revision: a commit, tag or branch")
     digest: str | None = Field(default=None, description="SHA-256 over the folder's files, for a local model")
     path: str | None = locator("folder or URI of a local model")
+
+
+class ItemsSource(BaseModel):
+    """A benchmark's items: files known by their content instead of the hub, or the hub at a commit."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    digest: str | None = Field(default=None, description="SHA-256 over the files' contents; None: the hub")
+    revision: str | None = Field(default=None, description="commit of the hub's data set; None: the newest")
+    files: dict[str, str] = locator(
+        "split -> path or URI of its files, `{language}` and `*` allowed; ``scored``: the split that is scored", {}
+    )
 
 
 class StrategyRef(BaseModel):
@@ -152,7 +165,13 @@ class EvaluateSpec(Spec):
     generation: GenerationSettings
     limit: int | None = Field(default=None, description="items per task; all if none")
     backend: Literal["vllm", "hf"] = "vllm"
+    judge: JudgeSettings | None = Field(
+        default=None, description="compares answers; a local judge is the input or the checkpoint `judge`. None: nothing does"
+    )
     seed: int = 0
+    items: ItemsSource | None = Field(default=None, description="None: as the tasks say, from the hub")
+    nltk_data: str | None = locator("folder or URI of nltk's data, for tasks that need it")
+    engine: EngineSettings = EngineSettings()
 
 
 class EmbedSpec(Spec):

@@ -180,7 +180,7 @@ def test_evaluation_settings_nearest_first():
     )
     whole, short = (stage(plan, "none", f"phase2:TA:{name}").spec for name in ("ifeval", "short"))
     assert isinstance(whole, EvaluateSpec) and isinstance(short, EvaluateSpec)
-    assert (whole.limit, whole.generation.max_new_tokens, whole.generation.dtype) == (50, None, "float32")
+    assert (whole.limit, whole.generation.max_new_tokens, whole.generation.dtype) == (50, 1280, "float32")
     assert (short.limit, short.generation.max_new_tokens, short.generation.dtype) == (5, 9, "float32")
     assert short.tasks == whole.tasks and short.benchmark == "short"
     own = "{name: mine, ability: LA, tasks: {de: my_task}, metric: acc}"

@@ -1,0 +1,86 @@
+"""Files that hold a benchmark's items in place of the hub: from the grid's words to a spec that knows them by content.
+
+A grid says ``evaluation.data: {xquad: "xquad/xquad.{language}.parquet", mmlu: mmlu}``: files, folders, URIs of either.
+A folder stands for those of its files whose names begin with the split that is scored. Pure: planning reads the files'
+bytes for their digest, and nothing of what is in them.
+"""
+
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+
+from cft_ray.errors import UserError
+from cft_ray.grid.choices import ChosenBenchmark
+from cft_ray.grid.schema import Grid
+from cft_ray.plan.digest import Digests, is_uri, local_path
+from cft_ray.plan.specs import ItemsSource
+
+SCORED = "scored"
+"""Stands for the split that is scored, whatever a benchmark calls it."""
+
+
+def items_source(grid: Grid, digests: Digests, chosen: ChosenBenchmark) -> ItemsSource | None:
+    """Where a benchmark's items come from; None: from the hub, at no commit in particular.
+
+    Raises:
+        UserError: a file is missing; both files and a revision are given; files for items that the toy world makes.
+    """
+    evaluation = grid.evaluation
+    in_files, at_commit = chosen.of(evaluation.data), chosen.of(evaluation.revisions)
+    if in_files is None:
+        return None if at_commit is None else ItemsSource(revision=evaluation.revisions[at_commit])
+    path = ("evaluation", "data", in_files)
+    where = grid.source.where(path)
+    if at_commit is not None:
+        raise UserError(
+            f"{chosen.name} has files under `data` and a commit under `revisions`", where=where, fix="keep one of the two"
+        )
+    if chosen.benchmark.data is not None:
+        raise UserError(f"the items of {chosen.name} are made, not read", where=where, fix="take it out")
+    given = evaluation.data[in_files]
+    languages = tuple(chosen.benchmark.tasks)
+    split = chosen.benchmark.items.split if chosen.benchmark.items is not None else ""
+    files = {
+        name: _pattern(value, evaluation.data_folder, languages, split if name == SCORED else name)
+        for name, value in ({SCORED: given} if isinstance(given, str) else given).items()
+    }
+    return ItemsSource(digest=items_digest(digests, files, languages, where=where), files=files)
+
+
+def items_digest(digests: Digests, files: Mapping[str, str], languages: Sequence[str], *, where: str) -> str:
+    """SHA-256 over the splits and their files' names and contents.
+
+    Args:
+        digests: of files.
+        files: split -> path or URI, as in `ItemsSource`.
+        languages: for ``{language}``.
+        where: for messages.
+
+    Raises:
+        UserError: a file is missing or cannot be read.
+    """
+    digest = sha256()
+    for split in sorted(files):
+        digest.update(f"{split}\0{digests.files(files[split], languages, where=where)}\n".encode())
+    return digest.hexdigest()
+
+
+def located(path: str, folder: str | None = None) -> str:
+    """A path of a grid as every process understands it: absolute, or a URI.
+
+    Args:
+        path: as the grid gives it.
+        folder: folder or URI that a relative path starts from; none: the working directory.
+    """
+    if is_uri(path):
+        return path
+    if folder is not None and not path.startswith(("/", "~", "file://")):
+        path = f"{folder.rstrip('/')}/{path}"
+    return path if is_uri(path) else str(local_path(path))
+
+
+def _pattern(given: str, folder: str | None, languages: Sequence[str], split: str) -> str:
+    whole = located(given, folder)
+    first = whole.replace("{language}", languages[0])
+    if given.endswith("/") or (not is_uri(first) and local_path(first).is_dir()):
+        return f"{whole.rstrip('/')}/{split}*"
+    return whole
