@@ -38,6 +38,8 @@ class Variant:
     """swept settings only, by their path"""
     phase1: TrainingSettings | None
     """None where phase 1 is a checkpoint"""
+    tuning: TrainingSettings
+    """of the base on any one data set, as in Phase 1; of settings that this variant does not sweep, the first value"""
     phase2: TrainingSettings
     sampling: ReplaySampling
     given: Mapping[str, TrainingSettings]
@@ -131,6 +133,8 @@ class _Variants:
                 raise UserError("found no mapping", where=grid.source.where(("training", phase)), fix="settings of this phase")
             self.phases[phase] = split(TrainingSettings, section, grid.source, ("training", phase))
         self.replay, self.replay_axes = split(ReplaySampling, grid.replay, grid.source, ("replay",))
+        self.first = {key: values[0] for key, values in self.axes}
+        self.first_phase1 = {key: values[0] for key, values in self.phases["phase1"][1]}
         self.strategies = chosen_strategies(grid)
         self.merged: dict[str, TrainingSettings] = {}
         self.sampled: dict[str, ReplaySampling] = {}
@@ -155,6 +159,7 @@ class _Variants:
             phase1: Layer = (self.phases["phase1"][0] | _below(settings, "training.phase1"), ("training", "phase1"))
             phase2: Layer = (self.phases["phase2"][0] | _below(settings, "training.phase2"), ("training", "phase2"))
             mine: Layer = (strategy.training | _below(settings, "strategy.training"), (*strategy.path, "training"))
+            tuning = self._training((self.first | everywhere[0], everywhere[1]), (self.first_phase1 | phase1[0], phase1[1]))
             yield Variant(
                 name=name,
                 model=model,
@@ -162,7 +167,8 @@ class _Variants:
                 strategy=strategy.name,
                 implementation=built[key],
                 settings=settings,
-                phase1=self._training(everywhere, phase1) if trains else None,
+                phase1=tuning if trains else None,
+                tuning=tuning,
                 phase2=self._training(everywhere, phase2, mine),
                 sampling=self._sampling(self.replay | _below(settings, "replay")),
                 given=self._given(model, everywhere),

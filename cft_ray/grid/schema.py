@@ -6,14 +6,23 @@ made by `cft_ray.grid.cells`.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, PrivateAttr, ValidationError
+from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError
 
 from cft_ray.grid import sections as s
+from cft_ray.grid.insight import Insight
 from cft_ray.grid.problems import as_user_error
 from cft_ray.grid.settings import Settings, Template
 from cft_ray.grid.source import Source, parse, read
+
+
+SECTIONS = ("insight",)
+"""Optional sections that a command may ask for (`--with`) where the file has none."""
+
+
+def _switch(value: Any) -> Any:
+    return {} if value is True else None if value is False else value
 
 
 class Grid(Settings):
@@ -36,6 +45,9 @@ class Grid(Settings):
     )
     replay: s.SamplingOverrides = Field(default_factory=dict, description="how replay is sampled; a list of values is swept")
     evaluation: s.Evaluation = Field(description="what is measured")
+    insight: Annotated[Insight | None, BeforeValidator(_switch, json_schema_input_type=bool | Insight)] = Field(
+        default=None, description="similarity of data sets and a look inside the models; none: not measured"
+    )
     resources: dict[s.StageKind, s.StageResources] = Field(default_factory=dict, description="by kind of stage")
     cluster: s.Cluster = Field(default=s.Cluster(), description="what it runs on, for admission and estimates")
     loggers: s.Loggers = Field(
@@ -53,27 +65,34 @@ class Grid(Settings):
         return self._source
 
 
-def load_grid(path: str | Path, sets: Sequence[str] = ()) -> Grid:
+def load_grid(path: str | Path, sets: Sequence[str] = (), sections: Sequence[str] = ()) -> Grid:
     """Read and check a grid file; nothing is written.
 
     Args:
         path: of the YAML file.
         sets: changes ``path=value`` (values in YAML, list items by index or name).
+        sections: some of `SECTIONS`, to be there with their defaults where the file has none.
 
     Raises:
         UserError: whatever is wrong with the file, with its place in it.
     """
-    return _checked(*read(path, sets))
+    raw, source = read(path, sets)
+    return _checked(_with(raw, sections), source)
 
 
-def grid_from_text(text: str, name: str = "grid", sets: Sequence[str] = ()) -> Grid:
+def grid_from_text(text: str, name: str = "grid", sets: Sequence[str] = (), sections: Sequence[str] = ()) -> Grid:
     """As `load_grid`, from YAML that is already in memory; ``name`` stands for the file in messages."""
-    return _checked(*parse(text, Source(name), sets))
+    raw, source = parse(text, Source(name), sets)
+    return _checked(_with(raw, sections), source)
 
 
 def json_schema() -> dict[str, Any]:
     """The JSON Schema of a grid file, for editors."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | Grid.model_json_schema()
+
+
+def _with(raw: dict[str, Any], sections: Sequence[str]) -> dict[str, Any]:
+    return raw | {name: {} for name in sections if raw.get(name) in (None, False)}
 
 
 def _checked(raw: dict[str, Any], source: Source) -> Grid:

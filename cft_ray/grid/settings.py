@@ -158,8 +158,8 @@ class ReplaySampling(Settings):
 class EmbeddingSettings(Settings):
     """How texts become vectors."""
 
-    text: Literal["instruction", "answer"] = Field(
-        default="instruction", description="what is embedded: instruction and input, or instruction, input and answer"
+    text: Literal["instruction", "instruction_and_answer", "answer"] = Field(
+        default="instruction", description="what is embedded of a row; its input belongs to the instruction"
     )
     sample: int | None = Field(default=500, gt=0, description="rows drawn from a data set, with the seed; all if none")
     max_length: int | None = Field(default=None, gt=0, description="tokens kept of a text; none: the model's own limit")

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from cft_ray.data.languages import filled, names_language
 from cft_ray.errors import UserError
 
 _BLOCK = 1 << 20
@@ -35,7 +36,7 @@ class Digests:
         """Digest of the files that a data set's pattern names.
 
         Args:
-            pattern: path or URI; ``{language}`` stands for each language in turn, ``*`` as in a shell.
+            pattern: path or URI; ``{language}`` or ``{flores}`` stands for each language in turn, ``*`` as in a shell.
             languages: for ``{language}``.
             where: place in the grid, for messages.
 
@@ -43,27 +44,32 @@ class Digests:
             UserError: a language, or the pattern, finds no file; a file cannot be read.
         """
         parts: list[tuple[str, str]] = []
-        for language in languages if "{language}" in pattern else [""]:
-            filled = pattern.replace("{language}", language)
-            with _reading(filled, where):
-                found = list(_find(filled))
+        for language in languages if names_language(pattern) else [""]:
+            location = filled(pattern, language)
+            with _reading(location, where):
+                found = list(_find(location))
             if not found:
-                raise UserError(f"there is no file {filled}", where=where, fix="a path or URI of files that exist")
+                raise UserError(f"there is no file {location}", where=where, fix="a path or URI of files that exist")
             for filesystem, path, size, changed in found:
                 parts.append((f"{language}/{PurePosixPath(path).name}", self._file(filesystem, path, size, changed, where)))
         return _over(parts)
 
-    def folder(self, path: str, *, where: str) -> str:
+    def folder(self, path: str, *, where: str, mark: str = "config.json") -> str:
         """Digest of a model's folder, files below folders included.
 
+        Args:
+            path: of the folder, or its URI.
+            where: place in the grid, for messages.
+            mark: file that every such folder has.
+
         Raises:
-            UserError: no such folder, or no ``config.json`` in it.
+            UserError: no such folder, or no ``mark`` in it.
         """
         with _reading(path, where):
             files = list(_below(path))
         names = {PurePosixPath(file).name for _, file, _, _ in files}
-        if "config.json" not in names:
-            what = "holds no config.json" if files else "does not exist, or is empty"
+        if mark not in names:
+            what = f"holds no {mark}" if files else "does not exist, or is empty"
             raise UserError(f"the model's folder {path} {what}", where=where, fix="a folder written by save_pretrained")
         start = os.path.commonpath([str(PurePosixPath(file).parent) for _, file, _, _ in files])
         return _over((os.path.relpath(file, start), self._file(fs, file, size, at, where)) for fs, file, size, at in files)
