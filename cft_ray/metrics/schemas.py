@@ -141,6 +141,7 @@ _SIMILARITY = _table(
         _column("layer", _INT, "decoder layer, from 0; null: the whole model"),
         _column("projection", _TEXT, "q, k, v or a parameter's name; null: all"),
         _column("head", _INT, "attention head (KV head for k and v), from 0; null: all"),
+        _column("language", _TEXT, "ISO 639-1 code of the rows compared; null: all, or a measure without rows"),
         _column("value", _FLOAT, "value of the measure", required=True),
     ],
 )
