@@ -41,6 +41,16 @@ Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="PATH=VALUE", help="change one value of the grid; a list is swept", show_default=False),
 ]
+class Section(StrEnum):
+    """What `--with` may ask for: an optional section of the grid, with its defaults where the file has none."""
+
+    insight = "insight"
+
+
+With = Annotated[
+    list[Section] | None,
+    typer.Option("--with", help="also measure similarity and look inside the models (docs/insight.md)", show_default=False),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of a table")]
 
 
@@ -77,14 +87,14 @@ def init(folder: Annotated[Path, typer.Argument(help="where to write; is made if
 
 
 @app.command(epilog=EXIT_CODES)
-def plan(grid: GridFile, sets: Sets = None, as_json: AsJson = False) -> None:
+def plan(grid: GridFile, sets: Sets = None, sections: With = None, as_json: AsJson = False) -> None:
     """Show cells, unique stages, what is cached or new and why, and what it will take. Starts nothing."""
     from cft_ray.plan import show
     from cft_ray.plan.build import build
 
-    loaded = _load(grid, sets)
+    loaded = _load(grid, sets, sections)
     planned = build(loaded)
-    if any(source.files for source in loaded.datasets.values()):
+    if any(getattr(stage.spec, "files", None) for stage in planned.stages.values()):
         from cft_ray.data.preflight import check_files
 
         check_files(planned.stages.values())
@@ -98,6 +108,7 @@ def plan(grid: GridFile, sets: Sets = None, as_json: AsJson = False) -> None:
 def run(
     grid: GridFile,
     sets: Sets = None,
+    sections: With = None,
     address: Annotated[
         str | None,
         typer.Option(envvar="RAY_ADDRESS", help="of a running Ray cluster, e.g. auto; a local one otherwise", show_default=False),
@@ -107,7 +118,7 @@ def run(
     from cft_ray.data.preflight import check_files
     from cft_ray.plan.build import build, require_resolved
 
-    loaded = _load(grid, sets)
+    loaded = _load(grid, sets, sections)
     planned = build(loaded)
     require_resolved(planned, loaded)
     check_files(planned.stages.values())
@@ -137,7 +148,7 @@ def status(
         _print_json(found.to_json())
     else:
         stages.show(found, _console(), errors_whole=errors)
-    raise typer.Exit(int(found.count("done") < len(found.stages)))
+    raise typer.Exit(int(not found.complete))
 
 
 @app.command(epilog=EXIT_CODES)
@@ -199,10 +210,10 @@ def doctor(
     raise typer.Exit(int(any(check.state == "broken" for check in checks)))
 
 
-def _load(path: Path, sets: list[str] | None) -> "Grid":
+def _load(path: Path, sets: list[str] | None, sections: list[Section] | None = None) -> "Grid":
     from cft_ray.grid.schema import load_grid
 
-    return load_grid(path, sets or [])
+    return load_grid(path, sets or [], sections or [])
 
 
 def _frame(uri: str, grid: str | None, name: str) -> "pl.DataFrame":

@@ -23,6 +23,8 @@ class RecordedStage:
     label: str
     inputs: dict[str, str]
     cost: float
+    skip: str | None
+    """why it is not run, where the grid lacks what it needs"""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def load_plan(storage: Storage, grid: str | None = None) -> RecordedPlan:
     try:
         body = json.loads(data)
         stages = {
-            key: RecordedStage(key, stage["kind"], stage["label"], stage["inputs"], stage["cost"])
+            key: RecordedStage(key, stage["kind"], stage["label"], stage["inputs"], stage["cost"], stage.get("skip"))
             for key, stage in body["stages"].items()
         }
         return RecordedPlan(body["grid"], body["started"], stages, body["cells"])

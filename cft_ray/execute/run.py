@@ -32,7 +32,7 @@ from cft_ray.execute.tables import send_cells, send_missing
 from cft_ray.execute.trial import trial
 from cft_ray.execute.work import Work
 from cft_ray.metrics.reporter import Reporter, start_reporter
-from cft_ray.plan.stage import Plan
+from cft_ray.plan.stage import Plan, skips
 
 RETRIES = 2
 """further tries of a stage whose process or node died"""
@@ -42,7 +42,8 @@ RETRIES = 2
 class StageOutcome:
     """How one stage ended.
 
-    ``status``: ``done`` (in this run), ``cached``, ``failed``, ``skipped`` (an ancestor failed) or ``interrupted``.
+    ``status``: ``done`` (in this run), ``cached``, ``failed``, ``skipped`` (an ancestor failed, or the grid lacks what it
+    needs: then ``skip`` says what) or ``interrupted``.
     """
 
     fingerprint: str
@@ -50,6 +51,7 @@ class StageOutcome:
     label: str
     status: str
     error: str | None = None
+    skip: str | None = None
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,8 @@ def run(
             reporter.finish()
         release_run(store.storage, schedule.running, name)  # of stages that were stopped; their processes are gone now
     outcome = _outcome(plan, schedule, store, interrupt.wished)
+    for text in skips(stage.skip for stage in outcome.stages.values() if stage.status == "skipped"):
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
     if outcome.interrupted:
         console.print("Stopped. Finished stages are kept: the same command continues.")
     return outcome
@@ -259,9 +263,10 @@ def _outcome(plan: Plan, schedule: Schedule, store: ArtifactStore, interrupted: 
         return "done" if state == State.RUNNING and store.exists(plan.stages[key].kind, key) else "interrupted"
 
     stages = {
-        key: StageOutcome(key, stage.kind, stage.label, status(key), schedule.errors.get(key))
+        key: StageOutcome(key, stage.kind, stage.label, status(key), schedule.errors.get(key), stage.skip)
         for key, stage in plan.stages.items()
     }
-    complete = sum(all(stages[key].status in ("done", "cached") for key in cell.roles.values()) for cell in plan.cells)
+    there = {key for key, stage in stages.items() if stage.status in ("done", "cached") or stage.skip is not None}
+    complete = sum(there.issuperset(cell.roles.values()) for cell in plan.cells)
     unfinished = any(stage.status == "interrupted" for stage in stages.values())
     return Outcome(stages, len(plan.cells), complete, interrupted and unfinished)

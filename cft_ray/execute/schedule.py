@@ -1,9 +1,10 @@
 """Which stage runs next: dependencies, the longest remaining path first, and what fits beside the running ones. Pure.
 
 A stage is *waiting* until its inputs are done, then *ready*, *running*, and *done* or *failed*; what descends from a
-failed stage is *skipped*. Of the ready stages that fit, the one with the longest path to the end of the plan (sum of
-estimated costs) comes first, so that the plan ends early rather than in a tail. A stage that does not fit now may be
-passed by smaller ones, but only `PATIENCE` times: then those wait until it has started.
+failed stage is *skipped*, as is a stage that the plan says to skip. Of the ready stages that fit, the one with the
+longest path to the end of the plan (sum of estimated costs) comes first, so that the plan ends early rather than in a
+tail. A stage that does not fit now may be passed by smaller ones, but only `PATIENCE` times: then those wait until it
+has started.
 """
 
 import heapq
@@ -62,6 +63,9 @@ class Schedule:
         self._passed: dict[str, int] = {}
         self._ready: dict[Resources, list[tuple[float, int, str]]] = {}  # a heap per demand: few demands, many stages
         self._position = {key: index for index, key in enumerate(stages)}
+        for key, stage in stages.items():
+            if stage.skip is not None and self.states[key] == State.WAITING:
+                self._skip(key, stage.skip)
         for key in stages:
             self._make_ready(key)
 
@@ -151,12 +155,20 @@ class Schedule:
     def _fail(self, key: str, error: str) -> None:
         self._move(key, State.FAILED)
         self.errors[key] = error
+        self._skip_users(key, "failed")
+
+    def _skip(self, key: str, reason: str) -> None:
+        self._move(key, State.SKIPPED)
+        self.errors[key] = reason
+        self._skip_users(key, "is skipped")
+
+    def _skip_users(self, key: str, what: str) -> None:
         below = list(self._users[key])
         while below:
             user = below.pop()
             if self.states[user] in (State.WAITING, State.READY):
                 self._move(user, State.SKIPPED)
-                self.errors[user] = f"needs {self.stages[key].label or key[:12]} ({self.stages[key].kind}), which failed"
+                self.errors[user] = f"needs {self.stages[key].label or key[:12]} ({self.stages[key].kind}), which {what}"
                 below += self._users[user]
 
     @property

@@ -14,6 +14,7 @@ from cft_ray.artifacts.storage import Storage
 from cft_ray.artifacts.store import ArtifactStore
 from cft_ray.execute.record import RecordedPlan, load_plan
 from cft_ray.metrics.store import read_files
+from cft_ray.plan.stage import skips
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class StageStatus:
     """One stage of the plan last run.
 
     ``state``: ``done``, ``running`` (a lease is held), ``failed`` (its last attempt did), ``skipped`` (an ancestor
-    failed), or ``waiting``.
+    failed, or the grid lacks what it needs: then ``skip`` says what), or ``waiting``.
     """
 
     fingerprint: str
@@ -31,6 +32,7 @@ class StageStatus:
     attempts: int
     seconds: float | None
     error: str | None
+    skip: str | None
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,11 @@ class GridStatus:
     def count(self, state: str) -> int:
         """How many stages are in a state."""
         return sum(stage.state == state for stage in self.stages)
+
+    @property
+    def complete(self) -> bool:
+        """Everything is there that the grid can make."""
+        return all(stage.state == "done" or stage.skip is not None for stage in self.stages)
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -74,12 +81,13 @@ def status(storage_uri: str, grid: str | None = None) -> GridStatus:
             states[key] = "done"
         elif holder(storage, key):
             states[key] = "running"
-        elif any(states[source] in ("failed", "skipped") for source in stage.inputs.values()):
+        elif stage.skip is not None or any(states[source] in ("failed", "skipped") for source in stage.inputs.values()):
             states[key] = "skipped"
         else:
             states[key] = "failed" if last and last["status"] == "failed" else "waiting"
     stages = tuple(_stage(plan, key, state, attempts.get(key)) for key, state in states.items())
-    complete = sum(all(states[key] == "done" for key in cell["roles"].values()) for cell in plan.cells)
+    there = {key for key, stage in plan.stages.items() if states[key] == "done" or stage.skip is not None}
+    complete = sum(there.issuperset(cell["roles"].values()) for cell in plan.cells)
     return GridStatus(plan.grid, storage.uri, plan.started, stages, len(plan.cells), complete)
 
 
@@ -93,6 +101,7 @@ def _stage(plan: RecordedPlan, key: str, state: str, last: dict[str, Any] | None
         attempts=last["attempt"] if last else 0,
         seconds=last["seconds"] if last and state == "done" else None,
         error=last["error"] if last and state == "failed" else None,
+        skip=stage.skip if state == "skipped" else None,
     )
 
 
@@ -131,5 +140,7 @@ def show(found: GridStatus, console: Console, *, errors_whole: bool = False) -> 
         if stage.error:
             text = stage.error if errors_whole else "\n".join(stage.error.splitlines()[:2])
             console.print(Text(f"✗ {stage.kind} {stage.label or stage.fingerprint[:12]}: {text}", style="red"))
+    for text in skips(stage.skip for stage in found.stages):
+        console.print(Text(text, style="yellow"))
     states = ", ".join(f"{count} {state}" for state in _STYLES if (count := found.count(state)))
     console.print(f"{len(found.stages)} stages: {states}; {found.cells_complete} of {found.cells} cells complete")

@@ -103,6 +103,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         tasks={"en": "alpaca_eval"},
         metric="win_rate",
         generation=GenerationSettings(max_new_tokens=2048),
+        items=Items(hub="tatsu-lab/alpaca_eval", config="alpaca_eval", split="eval", columns=("instruction", "output")),
         judged=True,
     ),
     "xquad": Benchmark(

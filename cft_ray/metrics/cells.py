@@ -13,6 +13,7 @@ PHASES = ("base", "phase1", "phase2")
 
 def cell_rows(plan: Plan) -> list[dict[str, Any]]:
     """One row per cell and role of a plan, for the `cells` table."""
+    skipped = {fingerprint: stage.skip for fingerprint, stage in plan.stages.items()}
     return [
         {
             "grid": plan.grid,
@@ -25,6 +26,7 @@ def cell_rows(plan: Plan) -> list[dict[str, Any]]:
             "settings": json.dumps(dict(cell.settings), sort_keys=True, ensure_ascii=False),
             **_role(role),
             "stage": stage,
+            "skipped": skipped.get(stage),
         }
         for cell in plan.cells
         for role, stage in cell.roles.items()

@@ -94,8 +94,8 @@ class Results:
 
         Columns: those of the cell (`CELL`), `pair`, `ability`, `benchmark`, `metric`, `language`; `base_score`,
         `phase1_score`, `phase2_score`: the shown metric before, after Phase 1 and after Phase 2, null where it is not
-        there (yet); `change`: Phase 2 minus Phase 1. The mean is over the benchmark's languages; a cell that has no
-        score yet has its ``mean`` rows, with nulls.
+        there (yet); `change`: Phase 2 minus Phase 1; `skipped`: why the benchmark is not run, null where it is. The mean is
+        over the benchmark's languages; a cell that has no score yet has its ``mean`` rows, with nulls.
         """
         roles = self.cells().filter(pl.col("benchmark").is_not_null())
         shown = self.scores().filter("shown").select(pl.col("fingerprint").alias("stage"), "metric", "language", "value")
@@ -107,12 +107,12 @@ class Results:
         score = {f"{phase}_score": pl.col("value").filter(pl.col("phase") == phase).first() for phase in PHASES}
         return (
             rows.group_by(*CELL, "ability", "benchmark", "language", maintain_order=True)
-            .agg(pl.col("metric").drop_nulls().first(), **score)
+            .agg(pl.col("metric").drop_nulls().first(), pl.col("skipped").drop_nulls().first(), **score)
             .with_columns(
                 pair=pl.col("phase1") + "→" + pl.col("phase2"),
                 change=pl.col("phase2_score") - pl.col("phase1_score"),
             )
-            .select(*CELL, "pair", "ability", "benchmark", "metric", "language", *score, "change")
+            .select(*CELL, "pair", "ability", "benchmark", "metric", "language", *score, "change", "skipped")
         )
 
     def summary(self) -> pl.LazyFrame:
@@ -126,13 +126,19 @@ class Results:
         - `forgetting`: mean over TA of max(R[0,t], R[1,t]) − R[2,t]; positive means forgetting;
         - `forward_transfer`: mean over LA of R[1,t] − R[0,t];
         - `learning`: mean over LA of R[2,t] − R[1,t];
-        - `scores_due`, `scores_there`: evaluations that the cell asks for, and those that are there.
+        - `scores_due`, `scores_there`: evaluations that the cell asks for, and those that are there;
+        - `skipped`: why benchmarks are not run, null where all are; they are neither due nor in the means.
 
         A metric is null where one of its scores is absent; what needs the base is null where the base was not
         evaluated. Definitions: the project's reading of the study (arXiv 2410.16006), in `docs/tables.md`.
         """
         roles = self.cells()
-        due = roles.group_by("grid", "cell").agg(scores_due=pl.col("benchmark").is_not_null().sum())
+        due = roles.group_by("grid", "cell").agg(
+            scores_due=(pl.col("benchmark").is_not_null() & pl.col("skipped").is_null()).sum(),
+            skipped=pl.when(pl.col("skipped").is_not_null().any()).then(
+                pl.col("skipped").drop_nulls().unique(maintain_order=True).str.join("; ")
+            ),
+        )
         base, first, second = (pl.col(f"{phase}_score") for phase in PHASES)
         averages = {
             f"{ability.lower()}_{phase}": _whole_mean(pl.col(f"{phase}_score"), ability)
@@ -159,6 +165,7 @@ class Results:
             *metrics,
             "scores_due",
             "scores_there",
+            "skipped",
         )
 
     def _of_done_attempts(self, name: str) -> pl.LazyFrame:
@@ -194,6 +201,6 @@ def _last(column: str, *group: str) -> pl.Expr:
 
 
 def _whole_mean(values: pl.Expr, ability: str) -> pl.Expr:
-    """Mean over the benchmarks of an ability; null where there are none, or one of them is null."""
-    of_ability = values.filter(pl.col("ability") == ability)
+    """Mean over the benchmarks of an ability that are run; null where there are none, or one of them is null."""
+    of_ability = values.filter((pl.col("ability") == ability) & pl.col("skipped").is_null())
     return pl.when(of_ability.null_count() == 0).then(of_ability.mean())

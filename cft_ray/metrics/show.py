@@ -57,6 +57,8 @@ def results_table(summary: pl.DataFrame, *, title: str | None = None) -> Table:
     table.caption = "TA task ability, LA language ability, 0 to 1, after phases 1 and 2."
     if incomplete:
         table.caption += f"\n{incomplete} of {summary.height} cells incomplete: {ABSENT} where a score is absent."
+    for reason in summary["skipped"].drop_nulls().unique(maintain_order=True):
+        table.caption += f"\nSkipped, and in no average: {reason}."
     return table
 
 

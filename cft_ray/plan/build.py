@@ -7,7 +7,7 @@ given, not drawn, and use seed 0.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from cft_ray.errors import UserError
@@ -17,7 +17,9 @@ from cft_ray.grid.schema import Grid
 from cft_ray.grid.settings import ScratchModel, Template, TrainingSettings
 from cft_ray.plan.digest import Digests
 from cft_ray.plan.estimate import Estimator
+from cft_ray.plan.insight import InsightPlanner
 from cft_ray.plan.items import items_source, located
+from cft_ray.plan.road import Model, Road
 from cft_ray.plan.sources import Sources, is_unresolved
 from cft_ray.plan.specs import SPECS, Checkpoint, DatasetSpec, EvaluateSpec, FinetuneSpec, Spec, StrategyRef
 from cft_ray.plan.stage import Plan, PlannedCell, Resources, Stage
@@ -61,16 +63,6 @@ def require_resolved(plan: Plan, grid: Grid) -> None:
         )
 
 
-@dataclass(frozen=True, eq=False)
-class _Model:
-    """A model on a cell's road."""
-
-    source: ModelSource
-    taught: Template | None
-    """in whose words it was last taught; None: a checkpoint that does not say"""
-    label: str
-
-
 class _Builder:
     def __init__(self, grid: Grid, digests: Digests) -> None:
         self.grid, self.sources = grid, Sources(grid, digests)
@@ -85,26 +77,30 @@ class _Builder:
         self.several = len(grid.seeds) > 1
         self.datasets: dict[str, Stage] = {}
         self.toys: dict[int, Stage | None] = {}
-        self.given: dict[tuple[Any, ...], _Model] = {}
-        self.phase1s: dict[tuple[Any, ...], _Model] = {}
+        self.given: dict[tuple[Any, ...], Model] = {}
+        self.tuned: dict[tuple[Any, ...], Model] = {}
         self.specs: dict[tuple[Any, ...], FinetuneSpec] = {}
         self.references: dict[Strategy, StrategyRef | None] = {}
         self.evaluations: dict[tuple[Any, ...], EvaluateSpec] = {}
         self.scores: dict[tuple[int, str], dict[str, str]] = {}
         self.judge: ModelSource | None = None
         self.planned: dict[str, PlannedCell] = {}
+        self.insight: InsightPlanner | None = None
 
     def build(self) -> Plan:
-        for cell in cells(self.grid):
+        all_cells = cells(self.grid)
+        if self.grid.insight is not None:
+            self.insight = InsightPlanner(self.grid, all_cells, self.sources, self._add, self._dataset)
+        for cell in all_cells:
             self._cell(cell)
         return Plan(grid=self.grid.name, stages=self.stages, cells=tuple(self.planned.values()))
 
     def _cell(self, cell: Cell) -> None:
         variant, seed = cell.variant, cell.seed
         base = self._given(variant, "base")
-        phase1 = self._phase1(variant, seed, base)
+        phase1 = self._tuned(variant, seed, base, variant.pair.phase1)
         data = self._dataset(variant.pair.phase2)
-        template = self._template(variant.pair.phase2, variant, phase1)
+        template = self._template(variant.pair.phase2, variant, variant.pair.phase1)
         label = _label(variant, seed if self.several else None)
         mine = self._strategy_stages(variant, seed, base, phase1, data)
         settings = variant.settings
@@ -120,6 +116,10 @@ class _Builder:
                 roles[role] = model.source.stage.fingerprint
             if role != "base" or self.grid.evaluation.evaluate_base:
                 roles |= self._scored(role, model)
+        if self.insight is not None:
+            replay = next((stage for stage in mine.values() if stage.kind == "replay"), None)
+            tuned = partial(self._tuned, variant, seed, base)
+            roles |= self.insight.roles(Road(variant, base, phase1, phase2, data, replay, tuned))
         self.planned[name] = PlannedCell(
             cell=name,
             model=variant.model,
@@ -155,7 +155,7 @@ class _Builder:
             self.datasets[name] = Stage(self.sources.dataset(name), {}, name, self.resources["dataset"])
         return self.datasets[name]
 
-    def _given(self, variant: Variant, name: str) -> _Model:
+    def _given(self, variant: Variant, name: str) -> Model:
         """A checkpoint of the model: as the grid names it, or trained as the grid says, with seed 0."""
         source = self.grid.models[variant.model][name]
         trainings = tuple(id(training) for training in variant.given.values())
@@ -165,39 +165,45 @@ class _Builder:
         label = f"{variant.model} {name}"
         if source.train is None:
             checkpoint = self.sources.checkpoint(variant.model, name)
-            model = _Model(ModelSource(checkpoint=checkpoint), source.template, label)
+            model = Model(ModelSource(checkpoint=checkpoint), source.template, label)
         else:
             start = self._given(variant, source.start) if source.start is not None else None
             dataset = self.grid.datasets[source.train.data]
             template = dataset.template or source.template or self.grid.template
             training = variant.given[name]
             stage = self._finetune(training, template, start, source.scratch, self._dataset(source.train.data), label)
-            model = _Model(ModelSource(stage=stage), template, label)
+            model = Model(ModelSource(stage=stage), template, label)
         self.given[key] = model
         return model
 
-    def _phase1(self, variant: Variant, seed: int, base: _Model) -> _Model:
-        name = variant.pair.phase1
-        if variant.phase1 is None:
+    def _tuned(self, variant: Variant, seed: int, base: Model, name: str) -> Model:
+        """The base tuned on a data set, as in Phase 1; or the checkpoint of that name, which is tuned already."""
+        if name not in self.grid.datasets:
             return self._given(variant, name)
-        key = (id(base), name, id(variant.phase1), seed)
-        if key not in self.phase1s:
-            template = self._template(name, variant, base)
+        key = (id(base), name, id(variant.tuning), seed)
+        if key not in self.tuned:
+            template = self._template(name, variant, "base")
             label = f"{variant.model} {name}" + (f" seed {seed}" if self.several else "")
-            stage = self._finetune(variant.phase1, template, base, None, self._dataset(name), label, seed=seed)
-            self.phase1s[key] = _Model(ModelSource(stage=stage), template, label)
-        return self.phase1s[key]
+            stage = self._finetune(variant.tuning, template, base, None, self._dataset(name), label, seed=seed)
+            self.tuned[key] = Model(ModelSource(stage=stage), template, label)
+        return self.tuned[key]
 
-    def _template(self, dataset: str, variant: Variant, start: _Model) -> Template:
-        """How a data set's rows become text for a training that starts from a model: the nearest that says so."""
+    def _template(self, dataset: str, variant: Variant, start: str) -> Template:
+        """How a data set's rows become text for a training that starts from a model: the nearest that says so.
+
+        Args:
+            dataset: its name.
+            variant: of the cell.
+            start: Phase 1 of the cell that the training continues, or ``base``.
+        """
         own = self.grid.datasets[dataset].template
         if own is not None:
             return own
         checkpoints = self.grid.models[variant.model]
-        named = checkpoints.get(variant.pair.phase1) or checkpoints["base"]
+        named = checkpoints.get(start) or checkpoints["base"]
         return named.template or self.grid.template
 
-    def _strategy_stages(self, variant: Variant, seed: int, base: _Model, phase1: _Model, data: Stage) -> dict[str, Stage]:
+    def _strategy_stages(self, variant: Variant, seed: int, base: Model, phase1: Model, data: Stage) -> dict[str, Stage]:
         # Named without the strategy: other strategies may share them.
         label = f"{variant.model} {variant.pair.phase1}→{variant.pair.phase2}" + (f" seed {seed}" if self.several else "")
         counterpart = self.grid.datasets[variant.pair.phase2].english
@@ -237,12 +243,12 @@ class _Builder:
         self,
         variant: Variant,
         seed: int,
-        phase1: _Model,
+        phase1: Model,
         data: Stage,
         template: Template,
         mine: Mapping[str, Stage],
         label: str,
-    ) -> _Model:
+    ) -> Model:
         strategy = variant.implementation
         if strategy not in self.references:
             # The plain strategy is plain training: it shares its stage with any other plain training of the same rows.
@@ -250,13 +256,13 @@ class _Builder:
         stage = self._finetune(
             variant.phase2, template, phase1, None, data, label, seed=seed, strategy=self.references[strategy], more=mine
         )
-        return _Model(ModelSource(stage=stage), template, label)
+        return Model(ModelSource(stage=stage), template, label)
 
     def _finetune(
         self,
         training: TrainingSettings,
         template: Template,
-        start: _Model | None,
+        start: Model | None,
         scratch: ScratchModel | None,
         data: Stage,
         label: str,
@@ -279,7 +285,7 @@ class _Builder:
             )
         return self._add(self.specs[key], inputs, label)
 
-    def _scored(self, role: str, model: _Model) -> dict[str, str]:
+    def _scored(self, role: str, model: Model) -> dict[str, str]:
         """Score role -> fingerprint of the evaluation of one model."""
         key = (id(model), role)
         if role == "phase2":  # each is asked for once
@@ -288,7 +294,7 @@ class _Builder:
             self.scores[key] = self._scores(role, model)
         return self.scores[key]
 
-    def _scores(self, role: str, model: _Model) -> dict[str, str]:
+    def _scores(self, role: str, model: Model) -> dict[str, str]:
         scores: dict[str, str] = {}
         source = model.source
         for index, chosen in enumerate(self.benchmarks):
@@ -305,7 +311,7 @@ class _Builder:
             scores[f"{role}:{spec.ability}:{chosen.name}"] = stage.fingerprint
         return scores
 
-    def _evaluation(self, index: int, model: _Model) -> EvaluateSpec:
+    def _evaluation(self, index: int, model: Model) -> EvaluateSpec:
         chosen = self.benchmarks[index]
         template = chosen.template
         if not isinstance(template, Template):
@@ -347,7 +353,7 @@ class _Builder:
                 self.judge = ModelSource(checkpoint=self.sources.judge())
         return self.judge
 
-    def _only(self, model: str, name: str) -> _Model:
+    def _only(self, model: str, name: str) -> Model:
         """A checkpoint that all cells of its model share.
 
         Raises:

@@ -61,7 +61,7 @@ def _cells(seen: PlanView) -> Table:
     table = _table(f"{plan.grid}: {len(plan.cells)} cells", ("model", "phase 1", "phase 2", "strategies"), ("cells", "to do"))
     groups: dict[tuple[str, str, str], list[tuple[str, bool]]] = {}
     for cell in plan.cells:
-        done = all(seen.reasons[fingerprint].status == "cached" for fingerprint in cell.roles.values())
+        done = all(seen.reasons[fingerprint].status != "new" for fingerprint in cell.roles.values())
         groups.setdefault((cell.model, cell.phase1, cell.phase2), []).append((cell.strategy, done))
     for (model, phase1, phase2), members in list(groups.items())[:_MOST_ROWS]:
         names = dict.fromkeys(strategy for strategy, _ in members)
@@ -78,7 +78,7 @@ def _kinds(seen: PlanView) -> Table:
     currency = seen.grid.cluster.currency
     table = _table(title, ("kind",), ("unique", "cached", "new", "tokens", "FLOPs", "GB", "dev-hours", currency))
     for kind in kinds:
-        new = kind.unique - kind.cached
+        new = kind.unique - kind.cached - kind.skipped
         more = "+?" if 0 < kind.unknown < new else ""
         table.add_row(
             kind.kind,

@@ -1,6 +1,7 @@
 """A stage: one node of the plan. Pure data; running it is the business of `cft_ray.stages`."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -35,6 +36,8 @@ class Stage:
         label: what people read, e.g. ``mistral-toy alpaca→multialpaca LF_H2``; not identity.
         resources: not identity.
         cost: estimated seconds (any consistent unit will do), for critical-path order; not identity.
+        skip: why it is not run, where the grid lacks what it needs (a judge): it stands in the plan, and counts as no
+            failure and as no gap; not identity.
     """
 
     spec: Spec
@@ -42,6 +45,7 @@ class Stage:
     label: str = ""
     resources: Resources = Resources()
     cost: float = 1.0
+    skip: str | None = None
 
     @property
     def kind(self) -> str:
@@ -62,6 +66,7 @@ class Stage:
             "label": self.label,
             "resources": vars(self.resources),
             "cost": self.cost,
+            "skip": self.skip,
         }
 
     @classmethod
@@ -73,7 +78,14 @@ class Stage:
             label=data["label"],
             resources=Resources(**data["resources"]),
             cost=data["cost"],
+            skip=data.get("skip"),
         )
+
+
+def skips(reasons: Iterable[str | None]) -> list[str]:
+    """A line for each reason why stages are skipped, from the ``skip`` of some stages; None: it is not skipped."""
+    counts = Counter(reason for reason in reasons if reason is not None)
+    return [f"skipped: {reason} ({count} stage{'s' if count > 1 else ''})" for reason, count in counts.items()]
 
 
 @dataclass(frozen=True)
@@ -95,7 +107,7 @@ class PlannedCell:
 
     ``roles`` maps a role (``base``, ``phase1``, ``phase2``, ``phase2:TA:toy_letters`` …) to a fingerprint: model roles
     name the `finetune` stage (absent for named checkpoints), score roles ``{model role}:{ability}:{benchmark}`` name
-    the `evaluate` stage.
+    the `evaluate` stage; ``insight:…`` roles see `cft_ray.plan.insight`.
     """
 
     cell: str

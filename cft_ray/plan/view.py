@@ -9,12 +9,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from cft_ray.grid.benchmarks import BENCHMARKS
+from cft_ray.grid.cells import cells
 from cft_ray.grid.schema import Grid
 from cft_ray.plan.build import unresolved
 from cft_ray.plan.digest import is_uri, local_path
 from cft_ray.plan.estimate import Estimate, estimate_plan, too_large
+from cft_ray.plan.insight import notes
 from cft_ray.plan.specs import SPECS
-from cft_ray.plan.stage import Plan
+from cft_ray.plan.stage import Plan, skips
 from cft_ray.plan.why import Artifact, Reason, explain
 
 
@@ -27,6 +29,8 @@ class KindSummary:
     """stages, if every cell ran by itself"""
     unique: int
     cached: int
+    skipped: int
+    """not to be run: the grid lacks what they need"""
     tokens: float | None
     """of the new stages together; None if none of them is known"""
     flops: float | None
@@ -56,12 +60,14 @@ class PlanView:
 
     def _kind(self, kind: str) -> KindSummary:
         stages = [fingerprint for fingerprint, stage in self.plan.stages.items() if stage.kind == kind]
+        status = Counter(self.reasons[fingerprint].status for fingerprint in stages)
         new = [self.estimates[fingerprint] for fingerprint in stages if self.reasons[fingerprint].status == "new"]
         return KindSummary(
             kind=kind,
             alone=sum(self.uses[fingerprint] for fingerprint in stages),
             unique=len(stages),
-            cached=len(stages) - len(new),
+            cached=status["cached"],
+            skipped=status["skipped"],
             tokens=_sum(estimate.tokens for estimate in new),
             flops=_sum(estimate.flops for estimate in new),
             device_hours=_sum(estimate.device_hours for estimate in new),
@@ -88,6 +94,8 @@ def view(plan: Plan, grid: Grid, artifacts: Iterable[Artifact] | None = None) ->
     ]
     declared = ((choice.name, BENCHMARKS.get(choice.name)) for choice in grid.evaluation.benchmarks)
     warnings += [f"benchmark {name} cannot be run yet: {known.missing}" for name, known in declared if known and known.missing]
+    warnings += skips(stage.skip for stage in plan.stages.values())
+    warnings += notes(grid, cells(grid)) if grid.insight is not None else []
     large = (too_large(stage, estimates[fingerprint], grid) for fingerprint, stage in plan.stages.items())
     warnings += list(dict.fromkeys(text for text in large if text is not None))[:3]
     reasons = explain(plan, stored(grid) if artifacts is None else artifacts)

@@ -47,14 +47,15 @@ class Difference:
 class Reason:
     """Why a stage is, or is not, to be run."""
 
-    status: Literal["cached", "new"]
+    status: Literal["cached", "new", "skipped"]
     nearest: str | None = None
     """fingerprint of the nearest artifact; None if there is none of the kind"""
     differences: tuple[Difference, ...] = ()
+    skip: str | None = None
 
     def __str__(self) -> str:
-        if self.status == "cached":
-            return "cached"
+        if self.status != "new":
+            return f"skipped: {self.skip}" if self.skip else self.status
         return "; ".join(map(str, self.differences)) if self.nearest else "nothing like it is there"
 
 
@@ -74,6 +75,8 @@ def explain(plan: Plan, artifacts: Iterable[Artifact]) -> dict[str, Reason]:
     return {
         fingerprint: Reason("cached")
         if fingerprint in known
+        else Reason("skipped", skip=stage.skip)
+        if stage.skip is not None
         else _nearest(stage, by_kind.get(stage.kind, []), plan, known, comparison)
         for fingerprint, stage in plan.stages.items()
     }

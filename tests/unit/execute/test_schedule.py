@@ -43,6 +43,16 @@ def test_longest_remaining_path_comes_first():
     assert run_through(Schedule(graph(short, head, tail), (), ONE)) == ["head", "tail", "short"]
 
 
+def test_what_the_plan_skips_is_not_started_and_no_failure():
+    a, c = stage("a"), stage("c")
+    spec = DatasetSpec(toy="b", columns={}, languages=("en",))
+    b = Stage(spec, {"role": a.fingerprint}, label="b", skip="no judge")
+    schedule = Schedule(graph(a, b, c), (), TWO)
+    assert sorted(run_through(schedule)) == ["a", "c"]
+    assert schedule.finished and schedule.states[b.fingerprint] == State.SKIPPED
+    assert schedule.errors == {b.fingerprint: "no judge"} and not schedule.tally[State.FAILED]
+
+
 def test_a_stage_waits_for_all_its_inputs():
     a, b = stage("a"), stage("b")
     c = stage("c", a, b)

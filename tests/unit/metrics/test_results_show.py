@@ -11,7 +11,7 @@ from cft_ray.metrics.show import export, exported, results_table
 
 def summary(**changes) -> dict:
     row = {"grid": "g", "cell": "c", "model": "mistral-toy", "phase1": "a", "phase2": "b", "pair": "alpaca→multialpaca"}
-    row |= {"strategy": "none", "seed": 0, "settings": "{}", "scores_due": 4, "scores_there": 4}
+    row |= {"strategy": "none", "seed": 0, "settings": "{}", "scores_due": 4, "scores_there": 4, "skipped": None}
     row |= {"ta_phase1": 0.9501, "ta_phase2": 0.45, "ta_change": -0.5001, "la_phase1": 0.1, "la_phase2": 0.9, "la_change": 0.8}
     return row | changes
 
@@ -36,6 +36,11 @@ def test_incomplete_cells_are_shown_as_such():
     (line,) = [line for line in shown([summary(), summary(strategy="GR_10", scores_there=1, **nothing)], 100) if "GR_10" in line]
     assert "1/4" in line
     assert line.count("–") == 6
+
+
+def test_what_is_skipped_is_said_once():
+    text = "\n".join(shown([summary(skipped="x has no judge"), summary(skipped="x has no judge", seed=1)], 100))
+    assert text.count("x has no judge") == 1
 
 
 def test_no_change_has_no_sign():

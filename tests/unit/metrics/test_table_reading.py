@@ -101,6 +101,27 @@ def test_results_by_hand(by_hand: Path) -> None:
     assert (german["pair"], german["ability"], german["metric"], german["settings"]) == ("a→b", "LA", "acc", "{}")
 
 
+def test_a_skipped_benchmark_is_no_gap_and_in_no_mean(tmp_path: Path) -> None:
+    spec = EvaluateSpec(
+        benchmark="j", ability="TA", tasks={"en": "t"}, metric="win_rate", generation=GenerationSettings(max_new_tokens=1)
+    )
+    judged = Stage(spec, skip="j has no judge")
+    scored = {f"{phase}:TA:x": evaluated(tmp_path, phase, score(value)) for phase, value in (("phase1", 0.8), ("phase2", 0.5))}
+    roles = {**scored, "phase1:TA:j": judged.fingerprint, "phase2:TA:j": judged.fingerprint}
+    plan = Plan("grid", {judged.fingerprint: judged}, (PlannedCell("c", "m", "a", "b", "none", 0, {}, roles),))
+    key = cells_key(plan)
+    put(tmp_path, "cells", cell_rows(plan), key["fingerprint"], key["attempt"])
+    (row,) = cft_ray.open(tmp_path).summary().collect().to_dicts()
+    assert (row["ta_phase1"], row["ta_phase2"], row["skipped"]) == (0.8, 0.5, "j has no judge")
+    assert row["backward_transfer"] == pytest.approx(-0.3)
+    assert (row["scores_due"], row["scores_there"]) == (2, 2)
+    rows = cft_ray.open(tmp_path).results().filter(pl.col("language") == "mean").collect().to_dicts()
+    assert {row["benchmark"]: (row["phase2_score"], row["skipped"]) for row in rows} == {
+        "x": (0.5, None),
+        "j": (None, "j has no judge"),
+    }
+
+
 def test_without_base_only_what_needs_it_is_null(tmp_path: Path) -> None:
     roles = {f"{phase}__TA__x": evaluated(tmp_path, phase, score(value)) for phase, value in (("phase1", 0.8), ("phase2", 0.5))}
     plan_cells(tmp_path, cell(**roles))

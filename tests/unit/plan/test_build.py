@@ -150,6 +150,57 @@ def test_toy_benchmark_reads_its_items_from_a_data_set():
     assert "data" not in stage(plan, "none", "phase2:TA:ifeval").inputs
 
 
+def judged(*sets):
+    plan = planned("evaluation.benchmarks=[alpaca_eval]", *sets)
+    return plan, stage(plan, "none", "phase2:TA:alpaca_eval")
+
+
+def test_without_a_judge_its_benchmark_is_planned_and_skipped():
+    plan, evaluation = judged()
+    assert evaluation.skip is not None and "evaluation.judge" in evaluation.skip and "alpaca_eval" in evaluation.skip
+    assert {item.skip for item in plan.stages.values() if item.kind != "evaluate"} == {None}
+    endpoint = "evaluation.judge={model: m, base_url: 'http://x/v1', key_env: KEY}"
+    _, with_judge = judged(endpoint)
+    assert with_judge.skip is None and with_judge.fingerprint != evaluation.fingerprint
+    _, elsewhere = judged("evaluation.judge={model: m, base_url: 'https://y/v1', max_concurrency: 2}")
+    assert elsewhere.fingerprint == with_judge.fingerprint
+    for other in ("model: m2, base_url: 'http://x/v1'", "model: m, base_url: 'http://x/v1', parameters: {temperature: 1}"):
+        assert judged(f"evaluation.judge={{{other}}}")[1].fingerprint != with_judge.fingerprint
+
+
+def test_a_local_judge_is_a_checkpoint_or_a_stage_of_the_grid():
+    _, evaluation = judged("evaluation.judge={hub: org/judge, revision: abc}")
+    assert any_spec(evaluation).checkpoints["judge"].hub == "org/judge" and set(evaluation.inputs) == {"model"}
+    _, evaluation = judged("evaluation.judge={of: a/instruct}")
+    assert any_spec(evaluation).checkpoints["judge"].hub == "org/a-it"
+    plan, evaluation = judged("evaluation.judge={of: a/base}")
+    assert evaluation.inputs["judge"] == cell(plan, "none").roles["base"] and not any_spec(evaluation).checkpoints
+    with pytest.raises(UserError, match="is trained in 2 ways"):
+        judged("evaluation.judge={of: a/base}", "training.learning_rate=[1e-5, 1e-6]")
+    with pytest.raises(UserError, match=r"a/instuct.*\n.*a/instruct"):
+        judged("evaluation.judge={of: a/instuct}")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "{}",
+        "{model: m}",
+        "{hub: x/y, base_url: 'http://x'}",
+        "{hub: x/y, path: z}",
+        "{model: m, base_url: 'ftp://x'}",
+        "{model: m, base_url: 'http://me:secret@x/v1'}",
+        "{model: m, base_url: 'http://x', key_env: sk-secret}",
+        "{hub: x/y, key_env: K}",
+        "{path: x, revision: y}",
+    ],
+)
+def test_wrong_judges_are_refused_and_secrets_not_repeated(wrong):
+    with pytest.raises(UserError) as raised:
+        judged(f"evaluation.judge={wrong}")
+    assert "evaluation.judge" in str(raised.value) and "secret" not in str(raised.value)
+
+
 def test_templates_nearest_first():
     plan = planned()
     assert spec(plan, "none", phase1="instruct").template.name == "chat"
