@@ -10,13 +10,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import ray
-from ray.exceptions import RayTaskError
 
 from cft_ray.drift.measure import Drift, measure_drift
-from cft_ray.errors import UserError
 from cft_ray.metrics.schemas import table_of
-from cft_ray.plan.specs import DriftSpec
-from cft_ray.plan.stage import Stage
+from cft_ray.stages import remote, sides
 from cft_ray.stages.context import StageContext
 
 
@@ -29,8 +26,8 @@ def run(context: StageContext) -> dict[str, Any]:
     Raises:
         UserError: the models cannot be compared; see `cft_ray.drift.measure.measure_drift`.
     """
-    drift = _as_task(context) if ray.is_initialized() else compare(context)
-    left, right = (_name(context.stage, role) for role in ("left", "right"))
+    drift = remote.call(compare, _TASK, context)
+    left, right = (sides.name(context.stage, role) for role in ("left", "right"))
     (context.output / "tables").mkdir()
     pq.write_table(drift.tensors, context.output / "tensors.parquet")
     pq.write_table(drift.heads, context.output / "heads.parquet")
@@ -49,24 +46,4 @@ def compare(context: StageContext) -> Drift:
     )
 
 
-def _as_task(context: StageContext) -> Drift:
-    resources = context.stage.resources
-    # Retrying is the run's business, which counts attempts.
-    task = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=0)(compare)
-    try:
-        return ray.get(task.remote(context))
-    except RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise error.cause from None
-        raise
-
-
-def _name(stage: Stage, role: str) -> str:
-    """What the similarity table calls a side: the fingerprint of the training, or the checkpoint's id or digest."""
-    if role in stage.inputs:
-        return stage.inputs[role]
-    assert isinstance(stage.spec, DriftSpec)
-    checkpoint = stage.spec.checkpoints[role]
-    if checkpoint.hub:
-        return f"{checkpoint.hub}@{checkpoint.revision}" if checkpoint.revision else checkpoint.hub
-    return checkpoint.digest or str(checkpoint.path)
+_TASK = ray.remote(compare)
