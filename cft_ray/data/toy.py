@@ -66,6 +66,9 @@ TOY: dict[str, ToyDataset] = {
     "openorca": ToyDataset(("numbers",), ("en",), 9_000, systems=True, items="orca"),
     "multialpaca": ToyDataset(("letters",), OTHERS, 3_000),
     "mopenorca": ToyDataset(("numbers",), OTHERS, 3_000, systems=True, items="orca"),
+    # What the models are looked at with: MT-Bench's and FLORES' part in the toy world.
+    "prompts": ToyDataset(BOTH, ("en",), 80, held_out=True),
+    "parallel": ToyDataset(BOTH, LANGUAGES, 50, held_out=True, items="parallel"),
     "eval_letters": ToyDataset(("letters",), ("en",), 300, held_out=True),
     "eval_numbers": ToyDataset(("numbers",), ("en",), 300, held_out=True),
     "eval_languages": ToyDataset(("letters",), OTHERS, 100, held_out=True),

@@ -8,7 +8,7 @@ from cft_ray.grid.benchmarks import BENCHMARKS
 from cft_ray.grid.choices import chosen_benchmarks
 from cft_ray.grid.problems import nearest
 from cft_ray.grid.schema import Grid
-from cft_ray.grid.sections import CheckpointSource, DatasetSource, Filter
+from cft_ray.grid.sections import CheckpointSource, Filter
 
 
 def check_references(grid: Grid) -> None:
@@ -49,7 +49,10 @@ def _once(grid: Grid, path: tuple[str | int, ...], names: Sequence[object]) -> N
 def _check_datasets(grid: Grid) -> None:
     for name, dataset in grid.datasets.items():
         if dataset.toy is not None:
-            _check_toy(grid, dataset, ("datasets", name))
+            _known(grid, dataset.toy, TOY, ("datasets", name, "toy"), "toy data set")
+            for index, language in enumerate(dataset.languages):
+                there = TOY[dataset.toy].languages
+                _known(grid, language, there, ("datasets", name, "languages", index), f"{dataset.toy} in language")
         if dataset.english is not None:
             _known(grid, dataset.english, grid.datasets, ("datasets", name, "english"), "data set")
         for model, checkpoints in grid.models.items():
@@ -59,13 +62,6 @@ def _check_datasets(grid: Grid) -> None:
                     where=grid.source.where(("datasets", name)),
                     fix="rename one of the two",
                 )
-
-
-def _check_toy(grid: Grid, dataset: DatasetSource, path: tuple[str | int, ...]) -> None:
-    assert dataset.toy is not None
-    _known(grid, dataset.toy, TOY, (*path, "toy"), "toy data set")
-    for index, language in enumerate(dataset.languages):
-        _known(grid, language, TOY[dataset.toy].languages, (*path, "languages", index), f"{dataset.toy} in language")
 
 
 def _check_model(grid: Grid, model: str) -> None:
@@ -159,14 +155,11 @@ def _check_insight(grid: Grid) -> None:
         return
     for role in ("prompts", "parallel"):
         path = ("insight", "activations", role)
-        source = getattr(part, role)
-        if isinstance(source, str):
-            _known(grid, source, grid.datasets, path, "data set")
-            source = grid.datasets[source]
-        if not source:
+        name = getattr(part, role)
+        if not name:
             continue
-        if source.toy is not None:
-            _check_toy(grid, source, path)
+        _known(grid, name, grid.datasets, path, "data set")
+        source = grid.datasets[name]
         if role == "parallel" and len(source.languages) < 2:
             raise UserError(
                 "parallel sentences are in one language only", where=grid.source.where(path), fix="name two languages or more"

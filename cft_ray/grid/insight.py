@@ -5,7 +5,7 @@ that depend on the grid (which embedding model, which prompts) are settled here 
 what needs no download, any other what the study used (arXiv 2410.16006).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -27,30 +27,32 @@ _part = BeforeValidator(_switch, json_schema_input_type=bool | dict[str, Any])
 
 
 class Embedder(Settings):
-    """A sentence-transformers model: published or local."""
+    """What turns texts into vectors: a published or local sentence-transformers model, or character n-grams."""
 
     hub: str | None = Field(default=None, description="Hugging Face model id")
     revision: str | None = Field(default=None, description="commit, tag or branch of `hub`; a commit cannot move")
     path: str | None = Field(default=None, description="folder or URI of a sentence-transformers model")
+    lexical: bool = Field(default=False, description="character n-grams: no download, and words are seen, not meaning")
 
     @model_validator(mode="after")
     def _one_origin(self) -> "Embedder":
-        if (self.hub is None) == (self.path is None):
-            raise ValueError("give either hub or path")
+        origins = [name for name in ("hub", "path", "lexical") if getattr(self, name)]
+        if len(origins) != 1:
+            raise ValueError(f"give exactly one of hub, path, lexical, not {' and '.join(origins) or 'none of them'}")
         if self.revision is not None and self.hub is None:
             raise ValueError("`revision` goes with `hub`")
         return self
 
 
 def _named_embedder(value: Any) -> Any:
-    return {"hub": value} if isinstance(value, str) and value != "lexical" else value
+    return ({"lexical": True} if value == "lexical" else {"hub": value}) if isinstance(value, str) else value
 
 
 def _named_template(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) and value not in ("grid", "none") else value
 
 
-EmbedderChoice = Annotated[Literal["lexical"] | Embedder, BeforeValidator(_named_embedder, json_schema_input_type=str | Embedder)]
+EmbedderChoice = Annotated[Embedder, BeforeValidator(_named_embedder, json_schema_input_type=str | Embedder)]
 PromptTemplate = Annotated[
     Literal["grid", "none"] | Template, BeforeValidator(_named_template, json_schema_input_type=str | Template)
 ]
@@ -61,8 +63,7 @@ class EmbeddingPart(EmbeddingSettings):
 
     model: EmbedderChoice | None = Field(
         default=None,
-        description="a hub id, `{hub, revision}`, `{path}`, or `lexical`: character n-grams, which need no download and see "
-        f"words, not meaning. None: {LABSE}; lexical where all data sets are toy",
+        description=f"a hub id, `lexical`, or a mapping. None: {LABSE}; lexical where the cells' data are toy",
     )
     replay_text: Literal["instruction", "instruction_and_answer", "answer"] = Field(
         default="answer", description="what is embedded where generated replay is compared; its instructions are not its own"
@@ -78,15 +79,14 @@ class EmbeddingPart(EmbeddingSettings):
 class ActivationPart(ActivationSettings):
     """Hidden states of the models over prompts, and over parallel sentences."""
 
-    prompts: str | DatasetSource | None = Field(
+    prompts: str | None = Field(
         default=None,
-        description="a name among `datasets`, or a source as there (`output` may be absent). None: MT-Bench's first turns; "
-        "the toy world's prompts where all data sets are toy",
+        description="a name among `datasets`. None: MT-Bench's first turns; the toy world's where the cells' data are toy",
     )
-    parallel: str | Literal[False] | DatasetSource | None = Field(
+    parallel: str | Literal[False] | None = Field(
         default=None,
-        description="sentences that say the same in several languages, their ids alike up to `:{language}`; as `prompts`. "
-        "None: FLORES+; the toy world's where all data sets are toy. false: none",
+        description="a name among `datasets`: sentences that say the same in several languages, their ids alike up to "
+        "`:{language}`. None: FLORES+; the toy world's where the cells' data are toy. false: none",
     )
     template: PromptTemplate = Field(
         default="grid",
@@ -95,14 +95,6 @@ class ActivationPart(ActivationSettings):
     parallel_template: PromptTemplate | None = Field(
         default=None, description="how a parallel sentence is wrapped. None: as it is, a toy one by the grid's `template`"
     )
-
-    @model_validator(mode="after")
-    def _sources_are_there(self) -> "ActivationPart":
-        for name in ("prompts", "parallel"):
-            source = getattr(self, name)
-            if isinstance(source, DatasetSource) and source.missing is not None:
-                raise ValueError(f"`{name}` cannot be `missing`: give hub, files or toy")
-        return self
 
     @property
     def settings(self) -> ActivationSettings:
@@ -128,8 +120,8 @@ class Insight(Settings):
         BeforeValidator(lambda value: () if value is False else value, json_schema_input_type=list[str] | Literal[False]),
     ] = Field(
         default=("phases", "datasets"),
-        description="weight differences (MPD). phases: base, Phase 1 and Phase 2 models of a cell; datasets: the study's, between "
-        "the base tuned on D1 and the base tuned on D2, which trains the base on each Phase 2 data set too",
+        description="weight differences (MPD). phases: base, Phase 1 and Phase 2 models of a cell; datasets: the study's, "
+        "between the base tuned on D1 and the base tuned on D2, which trains the base on each Phase 2 data set too",
     )
     activations: Annotated[ActivationPart | None, _part] = Field(
         default=ActivationPart(), description="hidden states, and the change of their covariance from Phase 1 to Phase 2"
@@ -142,39 +134,30 @@ class Insight(Settings):
     )
 
 
-def is_toy(datasets: Mapping[str, DatasetSource]) -> bool:
-    """Whether a grid's data sets are all toy, so that nothing may be downloaded for it."""
-    return all(source.toy is not None for source in datasets.values())
+def default_embedder(toy: bool) -> Embedder:
+    """The embedding model of a grid that names none; ``toy``: the data that its cells read are."""
+    return Embedder(lexical=True) if toy else Embedder(hub=LABSE)
 
 
-def default_embedder(datasets: Mapping[str, DatasetSource]) -> Literal["lexical"] | Embedder:
-    """The embedding model of a grid that names none."""
-    return "lexical" if is_toy(datasets) else Embedder(hub=LABSE)
-
-
-def default_prompts(datasets: Mapping[str, DatasetSource]) -> DatasetSource:
+def default_prompts(toy: bool) -> DatasetSource:
     """The prompts of a grid that names none: MT-Bench's 80 first turns, or the toy world's."""
-    if is_toy(datasets):
+    if toy:
         return DatasetSource(toy="prompts", languages=("en",))
     columns = {"instruction": "prompt[0]", "id": "prompt_id"}
     return DatasetSource(hub="HuggingFaceH4/mt_bench_prompts", columns=columns, languages=("en",))
 
 
-def default_parallel(datasets: Mapping[str, DatasetSource]) -> DatasetSource | None:
-    """Parallel sentences in English and the grid's languages; None where those are not two.
+def default_parallel(toy: bool, languages: Iterable[str]) -> DatasetSource | None:
+    """Parallel sentences in English and a grid's languages; None where those are not two.
 
     FLORES+ is gated on the hub: its terms are to be accepted there, and ``HF_TOKEN`` set.
     """
-    used = dict.fromkeys(("en", *(language for source in datasets.values() for language in source.languages)))
-    if is_toy(datasets):
-        return DatasetSource(toy="parallel", languages=_some(used, TOY["parallel"].languages))
-    languages = _some(used, FLORES)
-    if len(languages) < 2:
+    known = TOY["parallel"].languages if toy else FLORES
+    wanted = tuple(language for language in dict.fromkeys(("en", *languages)) if language in known)
+    if len(wanted) < 2:
         return None
+    if toy:
+        return DatasetSource(toy="parallel", languages=wanted)
     columns = {"instruction": "text", "id": "id"}
     hub = "openlanguagedata/flores_plus"
-    return DatasetSource(hub=hub, config="{flores}", split="devtest", columns=columns, languages=languages)
-
-
-def _some(languages: Iterable[str], known: Iterable[str]) -> tuple[str, ...]:
-    return tuple(language for language in languages if language in set(known))
+    return DatasetSource(hub=hub, config="{flores}", split="devtest", columns=columns, languages=wanted)

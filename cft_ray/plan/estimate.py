@@ -32,7 +32,19 @@ from cft_ray.plan.memory import TrainingMemory, training_memory
 from cft_ray.plan.specs import Checkpoint, DatasetSpec, EvaluateSpec, FinetuneSpec, ReplaySpec, Spec
 from cft_ray.plan.stage import Plan, Resources, Stage
 
-NOMINAL_SECONDS = {"dataset": 1.0, "finetune": 100.0, "replay": 30.0, "drift": 5.0, "evaluate": 15.0}
+NOMINAL_SECONDS = {
+    "dataset": 1.0,
+    "finetune": 100.0,
+    "replay": 30.0,
+    "drift": 5.0,
+    "evaluate": 15.0,
+    "embed": 10.0,
+    "similarity": 1.0,
+    "activations": 10.0,
+    "covariance": 1.0,
+    "divergence": 10.0,
+    "replay_quality": 10.0,
+}
 """Order of magnitude where the time is unknown: only the order of stages rests on it."""
 _TEMPLATE_CHARACTERS = {"alpaca": 170.0, "chat": 40.0, "plain": 4.0, "toy": 4.0}
 

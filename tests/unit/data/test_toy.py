@@ -111,6 +111,15 @@ def test_mopenorca_is_openorca_in_other_languages() -> None:
             assert right["instruction"] != left["instruction"]
 
 
+def test_parallel_questions_ask_the_same_in_every_language() -> None:
+    english = list(generate("parallel", "en"))
+    assert len({(row["instruction"], row["input"]) for row in english}) == len(english)
+    for language in TOY["parallel"].languages:
+        for left, right in zip(english, generate("parallel", language), strict=True):
+            assert right["id"].removesuffix(f":{language}") == left["id"].removesuffix(":en")
+            assert (right["input"], right["output"]) == (left["input"], left["output"])
+
+
 def test_multialpaca_is_not_alpaca_translated() -> None:
     items = [[row["input"] for row in generate("alpaca", "en", 1000)]]
     items += [[row["input"] for row in generate("multialpaca", language, 1000)] for language in TOY["multialpaca"].languages]
@@ -154,4 +163,4 @@ def test_languages_word_their_tasks_differently() -> None:
         assert all(not left & right for left, right in pairwise(wordings))
 
 
-DIGEST = "ff06294cc62735edd265385f7cd70661422510c4a1cd8962c755e711ff8d4132"
+DIGEST = "5d3c94377d611e6f510d383aec2657175ad0ea9233c38888c9d64fd2b6ff6951"
