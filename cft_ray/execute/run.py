@@ -27,7 +27,7 @@ from cft_ray.execute.cluster import OBJECT_STORE, capacity, connected
 from cft_ray.execute.progress import Board, Display
 from cft_ray.execute.record import save_plan
 from cft_ray.execute.schedule import Schedule, State
-from cft_ray.execute.searcher import StageSearcher
+from cft_ray.execute.searcher import StageSearcher, Starts
 from cft_ray.execute.tables import send_cells, send_missing
 from cft_ray.execute.trial import trial
 from cft_ray.execute.work import Work
@@ -230,10 +230,12 @@ def _experiment(
     try:
         with Display(schedule, board, console, title) as display:
             trainable = tune.with_parameters(trial, reporter=reporter, board=board)
+            searcher = StageSearcher(schedule, work, display.changed, lambda: interrupt.wished)
             tune.run(  # not Tuner, which pickles the searcher to be restored some day
                 tune.with_resources(trainable, {"cpu": 0, "memory": 1}),  # whole CPUs stay free for the work
                 name="plan",
-                search_alg=StageSearcher(schedule, work, display.changed, lambda: interrupt.wished),
+                search_alg=searcher,
+                callbacks=[Starts(searcher)],
                 num_samples=-1,
                 reuse_actors=True,
                 max_failures=RETRIES,

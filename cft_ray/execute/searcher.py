@@ -3,23 +3,40 @@
 Tune has no dependencies between trials (ray#23654) and admits by a trial's own resources, which here are next to
 nothing: the work runs in what the trial starts. So both decisions are made by `cft_ray.execute.schedule`.
 
-Tune starts an actor for a trial that finds none free, and ends it unused if another becomes free first. Starting one
-takes a second of CPU: stages that are done sooner would each cost one. So a stage that would run beside others is held
-back for `PACE_SECONDS`, in which one of those may end and leave its actor.
+Tune keeps the actor of a trial that has ended for the next one; a trial that finds none gets a new one, which is thrown
+away if another comes free before it has started. Starting one takes a second or two of CPU: a plan of short stages would
+spend its time on that. So a stage for which no actor is kept waits until `QUIET_SECONDS` have passed without an end: then
+none is likely to come free sooner than a new one starts.
 """
 
 import time
 from collections.abc import Callable
 from typing import Any, Literal
 
+from ray.tune import Callback
+from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
 from cft_ray.execute.schedule import Schedule
 from cft_ray.execute.work import Work
 
+QUIET_SECONDS = 2.0
+"""about the time in which an actor starts"""
 
-PACE_SECONDS = 0.3
-"""least time between two suggestions while a stage runs"""
+
+class Starts(Callback):
+    """Tells a searcher which of its trials have their actor.
+
+    Args:
+        searcher: to be told.
+    """
+
+    def __init__(self, searcher: "StageSearcher") -> None:
+        self._searcher = searcher
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Called by Tune."""
+        self._searcher.started(trial.trial_id)
 
 
 class StageSearcher(Searcher):
@@ -42,23 +59,34 @@ class StageSearcher(Searcher):
         super().__init__()
         self._schedule, self._work, self._changed, self._stopping = schedule, work, changed, stopping
         self._stage_of: dict[str, str] = {}
-        self._suggested = -PACE_SECONDS
+        self._without_actor: set[str] = set()
+        self._kept = False
+        """whether Tune holds an actor that no trial has"""
+        self._last_end = time.monotonic()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | Literal["FINISHED"] | None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The next stage; None: nothing now; FINISHED: nothing will become ready (Tune would wait for ever)."""
-        if self._stage_of and time.monotonic() - self._suggested < PACE_SECONDS:
+        if self._stage_of and not self._kept and time.monotonic() - self._last_end < QUIET_SECONDS:
             return None
         fingerprint = self._schedule.next()
         if fingerprint is None:
             return Searcher.FINISHED if self._schedule.finished else None  # pyright: ignore[reportReturnType]
-        self._suggested = time.monotonic()
+        self._kept = False
+        self._without_actor.add(trial_id)
         self._stage_of[trial_id] = fingerprint
         self._changed(fingerprint)
         return {"work": self._work(fingerprint).encode()}
 
+    def started(self, trial_id: str) -> None:
+        """A trial has got its actor."""
+        self._without_actor.discard(trial_id)
+
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """A stage has ended. ``error``: its process died, or its nodes, more often than is tried again."""
         fingerprint = self._stage_of.pop(trial_id)
+        self._without_actor.discard(trial_id)
+        self._kept = not error and not self._without_actor  # else a waiting trial takes it
+        self._last_end = time.monotonic()
         if error or not result or "status" not in result:
             if self._stopping():
                 return
