@@ -20,12 +20,13 @@ class HfModel(Templated, HFLM):
         model: local Hugging Face folder.
         dtype: ``auto``: the checkpoint's on a GPU, float32 on a CPU.
         max_length: tokens of prompt and answer.
+        batch_size: sequences at a time; none: `BATCH_SIZE`.
 
     Raises:
         UserError: transformers cannot load the model.
     """
 
-    def __init__(self, model: str, *, dtype: str = "auto", max_length: int) -> None:
+    def __init__(self, model: str, *, dtype: str = "auto", max_length: int, batch_size: int | None = None) -> None:
         on = device()
         config = read_config(model).get_text_config()
         length = min(max_length, getattr(config, "max_position_embeddings", max_length))
@@ -34,7 +35,7 @@ class HfModel(Templated, HFLM):
             "dtype": "float32" if dtype == "auto" and on == "cpu" else dtype,
             "max_length": length,
             "device": on,
-            "batch_size": BATCH_SIZE,
+            "batch_size": batch_size or BATCH_SIZE,
         }
         try:
             super().__init__(**arguments)

@@ -14,15 +14,15 @@ ENGINE_SEED = 0
 """Of the engine; answers are seeded one by one, so that seeds share an engine."""
 
 
-def load_model(folder: str, spec: EvaluateSpec, gpus: int = 1) -> "LM":
+def load_model(folder: str, spec: EvaluateSpec, gpus: float = 1) -> "LM":
     """The model of a local Hugging Face folder, ready for the harness.
 
     With vLLM the process keeps the engine, and gives it again for the same folder and settings.
 
     Args:
         folder: of the model.
-        spec: backend, dtype and length.
-        gpus: GPUs to split it over, where there are any.
+        spec: backend, dtype, length, and the engine's batch and memory.
+        gpus: GPUs to split it over, where there are any; of less than one it takes its share.
 
     Raises:
         UserError: it cannot be loaded.
@@ -34,10 +34,17 @@ def load_model(folder: str, spec: EvaluateSpec, gpus: int = 1) -> "LM":
 
         engine.unload()
         # The harness' decorator hides from type checkers that its class is whole.
-        return cast(Any, HfModel)(folder, dtype=settings.dtype, max_length=settings.max_length)
-    on = device()
+        return cast(Any, HfModel)(folder, dtype=settings.dtype, max_length=settings.max_length, batch_size=spec.engine.sequences)
     arguments = engine_arguments(
-        folder, dtype=settings.dtype, max_length=settings.max_length, seed=ENGINE_SEED, on=on, gpus=max(gpus, 1)
+        folder,
+        dtype=settings.dtype,
+        max_length=settings.max_length,
+        seed=ENGINE_SEED,
+        on=device(),
+        gpus=gpus or 1,
+        sequences=spec.engine.sequences,
+        batch_tokens=spec.engine.batch_tokens,
+        gpu_memory=spec.engine.gpu_memory,
     )
     loaded = engine.load(arguments)
     from cft_ray.evaluation.vllm_model import VllmModel

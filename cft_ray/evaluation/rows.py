@@ -26,13 +26,19 @@ class Evaluation:
     shown: dict[str, float]
 
 
-def evaluation_of(spec: EvaluateSpec, results: Mapping[str, Any], members: Mapping[str, Sequence[str]]) -> Evaluation:
+def evaluation_of(
+    spec: EvaluateSpec,
+    results: Mapping[str, Any],
+    members: Mapping[str, Sequence[str]],
+    groups: Mapping[str, Sequence[str]] | None = None,
+) -> Evaluation:
     """Rows from what `lm_eval.evaluate` returns.
 
     Args:
         spec: the benchmark.
         results: the harness' results, samples included.
-        members: task or group of the spec -> the tasks it consists of.
+        members: task or group of the spec -> the tasks it consists of; their scores are rows too (MMLU's subjects).
+        groups: group of the spec -> the groups inside it, whose scores are rows too.
 
     Raises:
         UserError: a task does not have the spec's metric.
@@ -50,23 +56,31 @@ def evaluation_of(spec: EvaluateSpec, results: Mapping[str, Any], members: Mappi
             )
         shown[language] = values[spec.metric][0]
         about = {"benchmark": spec.benchmark, "language": language}
-        answered = sum(results["n-samples"][task]["effective"] for task in members[name])
-        scores += [
-            {
-                **about,
-                "ability": spec.ability,
-                "task": name,
-                "metric": metric,
-                "shown": metric == spec.metric,
-                "value": value,
-                "stderr": stderr,
-                "n": answered,
-            }
-            for metric, (value, stderr) in values.items()
-        ]
+        for task in dict.fromkeys((name, *(groups or {}).get(name, ()), *members[name])):
+            scores += [
+                {
+                    **about,
+                    "ability": spec.ability,
+                    "task": task,
+                    "metric": metric,
+                    "shown": task == name and metric == spec.metric,
+                    "value": value,
+                    "stderr": stderr,
+                    "n": _answered(results, task, members[name]),
+                }
+                for metric, (value, stderr) in _metrics(results["results"][task]).items()
+            ]
         for task in members[name]:
             samples += [{**about, "task": task, **row} for row in _samples(results["samples"][task])]
     return Evaluation(scores, samples, shown)
+
+
+def _answered(results: Mapping[str, Any], task: str, members: Sequence[str]) -> int:
+    """Items behind a score: a task's own; a group's are those of the tasks below it."""
+    counts, subtasks = results["n-samples"], results.get("group_subtasks", {})
+    if task in counts:
+        return counts[task]["effective"]
+    return sum(_answered(results, below, members) for below in subtasks.get(task, members))
 
 
 def metric_name(metric: str, answers: str) -> str:
@@ -89,12 +103,13 @@ def _metrics(result: Mapping[str, Any]) -> dict[str, tuple[float, float | None]]
 def _samples(logged: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One row an item; an item that was scored under several filters has the first one's answer and all metrics."""
     rows: dict[int, dict[str, Any]] = {}
+    key = _identity([sample["doc"] for sample in logged])
     for sample in logged:
         doc = sample["doc"]
         row = rows.setdefault(
             sample["doc_id"],
             {
-                "item": str(next((doc[key] for key in ("id", "key") if doc.get(key) is not None), sample["doc_id"])),
+                "item": str(sample["doc_id"] if key is None else doc[key]),
                 "cluster": cluster(doc),
                 "target": _target(sample),
                 "response": _response(sample),
@@ -108,13 +123,19 @@ def _samples(logged: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
+def _identity(docs: Sequence[Mapping[str, Any]]) -> str | None:
+    """The column that names a task's items; None where none names all: then an item is its place in the task."""
+    return next((key for key in ("id", "key", "ind") if docs and all(doc.get(key) is not None for doc in docs)), None)
+
+
 def cluster(doc: Mapping[str, Any]) -> str | None:
-    """What an item shares with others: its subject, or its paragraph (named by its digest); None: it stands alone."""
+    """What an item shares with others: its subject, its paragraph (named by its digest) or its source (the video or
+    article of a HellaSwag context); None: it stands alone."""
     if doc.get("subject"):
         return str(doc["subject"])
     if doc.get("context"):
         return sha256(str(doc["context"]).encode()).hexdigest()[:16]
-    return None
+    return str(doc["source_id"]) if doc.get("source_id") else None
 
 
 def _is_choice(sample: Mapping[str, Any]) -> bool:

@@ -64,7 +64,16 @@ def read_config(model: str) -> Any:
 
 
 def engine_arguments(
-    model: str, *, dtype: str, max_length: int, seed: int, on: Device, gpus: int = 1, sequences: int = CPU_SEQUENCES
+    model: str,
+    *,
+    dtype: str,
+    max_length: int,
+    seed: int,
+    on: Device,
+    gpus: float = 1,
+    sequences: int | None = None,
+    batch_tokens: int | None = None,
+    gpu_memory: float = 0.9,
 ) -> dict[str, Any]:
     """Arguments of `vllm.LLM` and `vllm.AsyncEngineArgs`.
 
@@ -74,8 +83,10 @@ def engine_arguments(
         max_length: tokens of prompt and answer together; the model's own limit counts if lower.
         seed: of the engine; sampling is seeded per request.
         on: device.
-        gpus: GPUs that the model is split over (tensor parallelism).
-        sequences: on a CPU, sequences run at a time; on a GPU vLLM's own default holds.
+        gpus: GPUs that the model is split over (tensor parallelism); of less than one it takes its share of the memory.
+        sequences: run at a time; none: vLLM's own choice on a GPU, `CPU_SEQUENCES` on a CPU.
+        batch_tokens: read at a time; none: vLLM's own choice on a GPU, `CPU_BATCH_TOKENS` on a CPU.
+        gpu_memory: share of a GPU's memory to take.
 
     Raises:
         UserError: see `read_config`.
@@ -92,7 +103,15 @@ def engine_arguments(
         "enable_prefix_caching": False,
     }
     if on == "cuda":
-        return {**arguments, "dtype": dtype, "tensor_parallel_size": gpus, "gpu_memory_utilization": 0.9}
+        limits = {"max_num_seqs": sequences, "max_num_batched_tokens": batch_tokens}
+        return {
+            **arguments,
+            **{name: limit for name, limit in limits.items() if limit is not None},
+            "dtype": dtype,
+            "tensor_parallel_size": max(int(gpus), 1),
+            "gpu_memory_utilization": gpu_memory * min(gpus or 1, 1),
+        }
+    sequences = sequences or CPU_SEQUENCES
     dtype = "float32" if dtype == "auto" else dtype
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -104,7 +123,7 @@ def engine_arguments(
         "enforce_eager": True,
         # A prompt read in two parts makes vLLM take back a seeded request's random draw, which a CPU generator cannot.
         "enable_chunked_prefill": False,
-        "max_num_batched_tokens": max(length, CPU_BATCH_TOKENS),
+        "max_num_batched_tokens": max(length, batch_tokens or CPU_BATCH_TOKENS),
         "max_num_seqs": sequences,
         "kv_cache_memory_bytes": min(max(token_bytes * length * sequences, least), most),
     }

@@ -1,10 +1,13 @@
 """Stage `evaluate`: one benchmark of one model, as a Ray task with the stage's CPUs and GPUs.
 
 A task rather than an actor: Ray reuses the worker processes of CPU tasks, which have vLLM imported by then and may even
-hold the engine of the same model. A GPU task gets a process of its own, whose end frees the GPU.
+hold the engine of the same model. A GPU task gets a process of its own, whose end frees the GPU. Answers are kept part by
+part in the stage's checkpoints, so that a task that dies is taken up where it was, by whichever machine.
 """
 
 from typing import Any, cast
+
+import ray
 
 from cft_ray.errors import UserError
 from cft_ray.evaluation.rows import Evaluation
@@ -17,13 +20,13 @@ def run(context: StageContext) -> dict[str, Any]:
     """Evaluate and write ``tables/scores.parquet`` and ``tables/samples.parquet``.
 
     Returns:
-        language -> value of the shown metric, and ``mean`` over the languages.
+        language -> value of the shown metric, and ``mean`` over the languages; ``revisions``, hub data set -> commit, where
+        items came from the hub.
 
     Raises:
         UserError: a benchmark that cannot be run yet, an unknown task or metric, items or a model that cannot be loaded.
     """
     import pyarrow.parquet as pq
-    import ray
 
     from cft_ray.metrics.schemas import table_of
 
@@ -34,24 +37,37 @@ def run(context: StageContext) -> dict[str, Any]:
     needs = context.stage.resources
     context.progress(note=", ".join(spec.tasks.values()))
     # A strategy by name, so that the task does not land in the placement group of the light driver that starts it.
-    task = ray.remote(_evaluate).options(
+    task = _EVALUATE.options(
         num_cpus=needs.cpus, num_gpus=needs.gpus, scheduling_strategy="DEFAULT", max_retries=1, name=f"evaluate {spec.benchmark}"
     )
-    result: Evaluation = ray.get(task.remote(context))
+    result, revisions = cast("tuple[Evaluation, dict[str, str]]", ray.get(task.remote(context)))
     tables = context.output / "tables"
     tables.mkdir()
     pq.write_table(table_of("scores", result.scores), tables / "scores.parquet")
     pq.write_table(table_of("samples", result.samples), tables / "samples.parquet")
-    return {**result.shown, "mean": sum(result.shown.values()) / len(result.shown)}
+    outputs: dict[str, Any] = {**result.shown, "mean": sum(result.shown.values()) / len(result.shown)}
+    return {**outputs, "revisions": revisions} if revisions else outputs
 
 
-def _evaluate(context: StageContext) -> Evaluation:
-    """In the worker: the inputs are fetched where they are read."""
+def evaluate(context: StageContext) -> tuple[Evaluation, dict[str, str]]:
+    """In the worker: inputs are fetched where they are read, and the items looked at before a model is loaded."""
+    from cft_ray.evaluation.answers import FIRST, Answers, Kept
+    from cft_ray.evaluation.harness import ask, load_benchmark
     from cft_ray.evaluation.models import load_model
+    from cft_ray.generation.settings import device
 
     spec = cast(EvaluateSpec, context.stage.spec)
     items = context.input("data") / "rows.parquet" if "data" in context.stage.inputs else None
-    model = load_model(context.model("model"), spec, gpus=int(context.stage.resources.gpus))
-    from cft_ray.evaluation.harness import run_benchmark
+    benchmark = load_benchmark(spec, items)
+    context.progress(note="the model is loaded")
+    model = load_model(context.model("model"), spec, gpus=context.stage.resources.gpus)
 
-    return run_benchmark(model, spec, items)
+    def tell(done: int, total: int) -> None:
+        context.progress(done=done, total=total, unit="requests", note="")
+
+    kept = Kept(model, Answers(context.checkpoints), first=FIRST[device()], progress=tell)
+    return ask(kept, benchmark), benchmark.revisions
+
+
+# Made once: to Ray each new remote function is another sort of task, with a process of its own.
+_EVALUATE = ray.remote(evaluate)

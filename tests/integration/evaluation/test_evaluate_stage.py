@@ -32,6 +32,7 @@ def context(root: Path, benchmark: str, model: str, items: Path) -> Any:
     return SimpleNamespace(
         stage=Stage(spec, inputs, resources=Resources(cpus=1)),
         output=root,
+        checkpoints=str(root / "checkpoints"),
         input=lambda role: {"data": items}[role],
         model=lambda role: {"model": model}[role],
         progress=lambda **values: None,

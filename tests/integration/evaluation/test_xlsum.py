@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from lm_eval.tasks import TaskManager
 
-from cft_ray.evaluation.harness import TASKS, run_benchmark
+from cft_ray.evaluation.harness import run_benchmark
 from cft_ray.evaluation.models import load_model
+from cft_ray.evaluation.overlay import TASKS
 from cft_ray.grid.benchmarks import BENCHMARKS
 from cft_ray.grid.settings import GenerationSettings, Template
 from cft_ray.plan.specs import EvaluateSpec

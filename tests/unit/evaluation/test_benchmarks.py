@@ -12,7 +12,6 @@ from cft_ray.grid.benchmarks import BENCHMARKS
 
 OWN = Path(cft_ray.__path__[0]) / "evaluation" / "tasks"
 STOCK = Path(lm_eval.__path__[0]) / "tasks"
-FOLDERS = {"ifeval": "ifeval", "mmlu": "mmlu/default", "hellaswag": "hellaswag", "xquad": "xquad", "mlqa": "mlqa"}
 
 
 def names(folder: Path) -> set[str]:
@@ -33,7 +32,7 @@ def test_tasks_exist(name):
         assert set(declared.tasks) <= set(TOY[declared.data].languages)
         assert set(declared.tasks.values()) <= names(OWN)
     else:
-        assert set(declared.tasks.values()) <= names(STOCK / FOLDERS[name])
+        assert set((declared.tasks | declared.also).values()) <= names(STOCK / declared.folder if declared.folder else OWN)
 
 
 def test_languages_are_the_studys():

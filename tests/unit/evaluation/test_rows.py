@@ -88,7 +88,7 @@ def test_generated_answers():
 
 
 def test_choices_of_a_group():
-    """A group's score is the group's; its items keep their own task, the chosen text and the right one."""
+    """A group's score is shown, its tasks' stand beside it; items keep their own task, the chosen text and the right one."""
     arguments = [("q", " A"), ("q", " B")]
     one = sample(
         0,
@@ -105,7 +105,8 @@ def test_choices_of_a_group():
         "samples": {"law": [one], "art": [{**one, "doc": {"subject": "art"}, "target": 0, "acc": 0.0}]},
     }
     result = evaluation_of(spec(tasks={"en": "all"}, metric="acc"), results, {"all": ["law", "art"]})
-    assert [(row["task"], row["value"], row["n"]) for row in result.scores] == [("all", 0.5, 2)]
+    found = [(row["task"], row["value"], row["n"], row["shown"]) for row in result.scores]
+    assert found == [("all", 0.5, 2, True), ("law", 1.0, 1, False), ("art", 0.0, 1, False)]
     assert [(row["task"], row["cluster"], row["target"], row["response"]) for row in result.samples] == [
         ("law", "law", "B", "B"),
         ("art", "art", "A", "B"),

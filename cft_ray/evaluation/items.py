@@ -1,0 +1,154 @@
+"""Items of a benchmark read from files that stand in for the hub.
+
+The harness' tasks stay as they are: each is read through a YAML that includes it and changes one thing, where its items
+come from (`cft_ray.evaluation.overlay`). `load` is what such a YAML names. Files of an object store are copied to this
+machine first; what is read is checked to be what the plan saw.
+"""
+
+import glob
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.json as pj
+import pyarrow.parquet as pq
+from datasets import Dataset
+from pyarrow import fs
+
+from cft_ray.artifacts.storage import CHUNK, machine_folder
+from cft_ray.data.readers import require_columns
+from cft_ray.errors import UserError
+from cft_ray.plan.digest import Digests, is_uri
+from cft_ray.plan.items import items_digest
+from cft_ray.plan.specs import ItemsSource
+
+LINES = (".jsonl", ".ndjson", ".json")
+
+
+def local_files(source: ItemsSource, languages: Sequence[str], *, where: str) -> dict[str, dict[str, list[str]]]:
+    """The files of each language and split on this machine: language -> split -> paths.
+
+    Raises:
+        UserError: a file is missing or cannot be fetched, or is no longer what was planned with.
+    """
+    patterns = {split: _fetched(pattern, source, split, languages) for split, pattern in source.files.items()}
+    digests = Digests()
+    found = items_digest(digests, patterns, languages, where=where)
+    digests.save()
+    if source.digest is not None and found != source.digest:
+        raise UserError(
+            f"the items' files have changed since they were planned with: {', '.join(source.files.values())}",
+            where=where,
+            fix="run the grid again: it is planned anew with what is there now",
+        )
+    return {
+        language: {
+            split: sorted(glob.glob(pattern.replace("{language}", language)))  # noqa: PTH207 - an absolute pattern
+            for split, pattern in patterns.items()
+        }
+        for language in languages
+    }
+
+
+def load(
+    files: Mapping[str, Sequence[str]], splits: Sequence[str], only: Mapping[str, str] | None = None, shape: str = "", **_: Any
+) -> dict[str, Dataset]:
+    """The splits of one task; called by the harness with the `dataset_kwargs` of an overlay.
+
+    Args:
+        files: split -> local Parquet or JSON-lines files.
+        splits: all that the task names; those without files are empty (a zero-shot task never reads them).
+        only: column -> the one value whose rows are this task's.
+        shape: name in `SHAPES` of what the files are mended by.
+
+    Raises:
+        UserError: a file cannot be read, has no such rows, or lacks a column.
+    """
+    loaded: dict[str, Dataset] = {}
+    for split, paths in files.items():
+        tables = [_read(path, Path(path).stat().st_mtime_ns) for path in paths]
+        table = pa.concat_tables(tables, promote_options="permissive")
+        for column, value in (only or {}).items():
+            table = table.filter(pc.field(column) == value)
+        if not table.num_rows:
+            which = "".join(f" with {column} {value!r}" for column, value in (only or {}).items())
+            raise UserError(f"there is no item{which}", where=", ".join(paths), fix="files with all items of the benchmark")
+        loaded[split] = Dataset(SHAPES[shape](table, paths[0]) if shape else table)
+    empty = next(iter(loaded.values())).select([])
+    return {split: loaded.get(split, empty) for split in splits} | loaded
+
+
+def check_columns(files: Mapping[str, Mapping[str, Sequence[str]]], columns: Sequence[str]) -> None:
+    """Refuse files that lack a column that the benchmark's tasks read.
+
+    Raises:
+        UserError: names file and column.
+    """
+    for splits in files.values():
+        for path in (path for paths in splits.values() for path in paths):
+            require_columns(_read(path, Path(path).stat().st_mtime_ns).column_names, columns, path)
+
+
+@lru_cache(maxsize=16)
+def _read(path: str, changed: int) -> pa.Table:
+    """A file's rows; kept, because the 57 tasks of one benchmark may read one file. ``changed``: its time, for the cache."""
+    try:
+        if path.endswith(".parquet"):
+            with pq.ParquetFile(path) as file:
+                return file.read()
+        if path.endswith(LINES):
+            return pj.read_json(path)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"cannot be read ({error})", where=path, fix="fetch or write the file again") from error
+    raise UserError("items are not read from such a file", where=path, fix=f"Parquet, or an object a line ({', '.join(LINES)})")
+
+
+def _whole_context(table: pa.Table, where: str) -> pa.Table:
+    """HellaSwag without its two halves of the context: the whole one (`ctx`) stands for the first.
+
+    The task joins `ctx_a` and the capitalised `ctx_b`, so the second half's first letter, and any capitals inside it,
+    read as the file has them.
+    """
+    halves = ("ctx_a", "ctx_b")
+    if all(name in table.column_names and not table[name].null_count for name in halves):
+        return table
+    kept = table.drop_columns([name for name in halves if name in table.column_names])
+    if "ctx" not in kept.column_names or kept["ctx"].null_count:
+        raise UserError("an item has neither `ctx_a` and `ctx_b` nor `ctx`", where=where, fix="a file with its contexts")
+    return kept.append_column("ctx_a", kept["ctx"]).append_column("ctx_b", pa.array([""] * kept.num_rows))
+
+
+SHAPES: dict[str, Callable[[pa.Table, str], pa.Table]] = {"hellaswag": _whole_context}
+"""Stock task -> what makes its items of files that circulate in another shape than the hub's."""
+
+
+def _fetched(pattern: str, source: ItemsSource, split: str, languages: Sequence[str]) -> str:
+    """A pattern of local files; those of an object store are copied to this machine, once."""
+    if not is_uri(pattern):
+        return pattern
+    whole = PurePosixPath(pattern)
+    by_language = "{language}" in pattern
+    known_by = source.digest or source.revision or sha256(pattern.encode()).hexdigest()
+    target = machine_folder("items", known_by, split)
+    for language in languages if by_language else ("",):
+        folder, _, name = pattern.replace("{language}", language).rpartition("/")
+        filesystem, path = fs.FileSystem.from_uri(folder)
+        for info in filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True)):
+            if info.is_file and PurePosixPath(info.base_name).match(name):
+                _copy(filesystem, info, target / language / info.base_name)
+    return f"{target}/{{language}}/{whole.name}" if by_language else f"{target}/{whole.name}"
+
+
+def _copy(filesystem: fs.FileSystem, info: fs.FileInfo, target: Path) -> None:
+    if target.exists() and target.stat().st_size == info.size:
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = target.with_name(f".{target.name}.part")
+    with filesystem.open_input_stream(info.path) as source, unfinished.open("wb") as sink:
+        while chunk := source.read(CHUNK):
+            sink.write(chunk)
+    unfinished.replace(target)
