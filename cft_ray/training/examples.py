@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ROWS_AT_ONCE = 1024
+_ARRAYS = ("tokens", "offsets", "prompts", "places")
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,14 @@ class Examples:
         tokens: [all tokens] int32, rows end to end.
         offsets: [rows + 1] int64, where each row starts in ``tokens``.
         prompts: [rows] int32, tokens at a row's start that are no targets (at least 1: nothing predicts the first).
+        places: [rows] int64, which row of the given table each is; rows that were left out are missing.
         counts: see `RowCounts`.
     """
 
     tokens: np.ndarray
     offsets: np.ndarray
     prompts: np.ndarray
+    places: np.ndarray
     counts: RowCounts
 
     def __len__(self) -> int:
@@ -74,14 +77,14 @@ class Examples:
     def save(self, folder: Path) -> None:
         """Write to a folder; `load` maps it."""
         folder.mkdir(parents=True, exist_ok=True)
-        for name in ("tokens", "offsets", "prompts"):
+        for name in _ARRAYS:
             np.save(folder / f"{name}.npy", getattr(self, name))
         (folder / "counts.json").write_text(json.dumps(asdict(self.counts)))
 
     @classmethod
     def load(cls, folder: Path) -> "Examples":
         """Map what `save` wrote; costs no memory that other processes do not share."""
-        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("tokens", "offsets", "prompts")}
+        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
         return cls(**arrays, counts=RowCounts(**json.loads((folder / "counts.json").read_text())))
 
 
@@ -107,6 +110,8 @@ def encode(
     starts_itself = bool(leading := tokenizer("").input_ids) and leading[0] == tokenizer.bos_token_id
     kept: list[np.ndarray] = []
     prompts: list[int] = []
+    places: list[int] = []
+    begin = 0
     too_long = without_target = 0
     for batch in rows.to_batches(max_chunksize=ROWS_AT_ONCE):
         texts = [render(template, row, tokenizer) for row in batch.to_pylist()]
@@ -128,6 +133,8 @@ def encode(
                 continue
             kept.append(np.asarray(ids, dtype=np.int32))
             prompts.append(first)
+            places.append(begin + index)
+        begin += len(texts)
     if too_long and settings.long_rows == "refuse":
         raise UserError(
             f"{too_long} of {rows.num_rows} rows are longer than {settings.max_length} tokens",
@@ -136,14 +143,15 @@ def encode(
         )
     if not kept:
         raise UserError(
-            f"none of {rows.num_rows} rows can be trained on ({too_long} too long, {without_target} without an answer)",
+            f"none of {rows.num_rows} rows can be used ({too_long} too long, {without_target} without an answer)",
             where=where,
-            fix="raise training.max_length or give other rows",
+            fix="raise max_length or give other rows",
         )
     return Examples(
         tokens=np.concatenate(kept),
         offsets=np.cumsum([0, *(len(ids) for ids in kept)], dtype=np.int64),
         prompts=np.asarray(prompts, dtype=np.int32),
+        places=np.asarray(places, dtype=np.int64),
         counts=RowCounts(rows=rows.num_rows, used=len(kept), too_long=too_long, without_target=without_target),
     )
 

@@ -54,6 +54,7 @@ def test_long_rows_are_dropped_truncated_or_refused_and_counted():
     rows = [("a", "b"), ("a", "b" * 50), ("a" * 50, "b")]
     dropped = encoded(*rows, max_length=20)
     assert len(dropped) == 1 and (dropped.counts.rows, dropped.counts.used, dropped.counts.too_long) == (3, 1, 2)
+    assert encoded(*reversed(rows), max_length=20).places.tolist() == [2]
     cut = encoded(*rows, max_length=20, long_rows="truncate")
     assert cut.lengths.tolist() == [6, 20]  # the third has no answer left
     assert (cut.counts.used, cut.counts.too_long, cut.counts.without_target) == (2, 2, 1)
