@@ -41,6 +41,8 @@ Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="PATH=VALUE", help="change one value of the grid; a list is swept", show_default=False),
 ]
+
+
 class Section(StrEnum):
     """What `--with` may ask for: an optional section of the grid, with its defaults where the file has none."""
 
@@ -183,6 +185,24 @@ def results(
         typer.echo(f"wrote {frame.height} rows to {output}", err=True)
     else:
         typer.echo(exported(frame, form), nl=False)
+
+
+@app.command(epilog=EXIT_CODES)
+def fetch(
+    grid: GridFile,
+    to: Annotated[str, typer.Option("--to", metavar="URI", help="folder, s3://… or gs://… to copy to", show_default=False)],
+    sets: Sets = None,
+) -> None:
+    """Copy what a grid takes from the internet to one place, once, so that a cluster without internet runs it."""
+    loaded = _load(grid, sets)
+    from cft_ray.fetch.grid import fetch as copy
+
+    done = copy(loaded, to, tell=lambda line: typer.echo(line, err=True))
+    for part, result in done.parts:
+        typer.echo(f"{part} at {result.copied.revision[:12]}: {'fetched' if result.new else 'there'}")
+    for name in done.unknown:
+        typer.echo(f"benchmark {name} is not fetched: give its files, --set evaluation.data.{name}=URI", err=True)
+    typer.echo(f"next, without internet: cft-ray run {grid} --set fetched={done.uri}")
 
 
 @app.command(epilog=EXIT_CODES)

@@ -26,15 +26,20 @@ class BadManifest(Exception):
     """A manifest that cannot be one: not JSON, wrong types, a path that leaves the artifact, another fingerprint."""
 
 
-def _inside(path: str) -> str:
+def inside(path: str) -> str:
+    """The path, if it is a plain relative one that stays below its folder; a validator of pydantic's kind."""
     parts = PurePosixPath(path).parts
     if not parts or path.startswith("/") or "\\" in path or "\0" in path or str(PurePosixPath(path)) != path:
         raise ValueError("not a plain relative path")
     if any(part in ("..", ".") for part in parts):
-        raise ValueError("leaves the artifact")
+        raise ValueError("leaves its folder")
+    return path
+
+
+def _listed(path: str) -> str:
     if path == MANIFEST:
         raise ValueError("the manifest does not list itself")
-    return path
+    return inside(path)
 
 
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -44,7 +49,7 @@ class ArtifactFile(BaseModel):
     """One file of an artifact; ``path`` is relative, with ``/``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-    path: Annotated[str, AfterValidator(_inside)]
+    path: Annotated[str, AfterValidator(_listed)]
     size: int = Field(ge=0, description="bytes")
     sha256: Digest
 

@@ -16,6 +16,9 @@ class Items(Settings):
 
     hub: str = Field(description="Hugging Face data set id")
     config: str | None = Field(default=None, description="hub configuration, `{language}` allowed")
+    names: dict[str, str] = Field(
+        default_factory=dict, description="language -> what `{language}` stands for in `config`, where that is not the code"
+    )
     split: str = Field(description="the hub's split that is scored")
     columns: tuple[str, ...] = Field(description="columns that its tasks read")
     by: str | None = Field(
@@ -52,6 +55,15 @@ _ANSWERS = GenerationSettings(max_length=512)
 _SHORT = GenerationSettings(max_new_tokens=256)
 """What the harness takes where a task does not say."""
 _QUESTIONS = ("id", "context", "question", "answers")
+_XLSUM = {
+    "ar": "arabic",
+    "en": "english",
+    "es": "spanish",
+    "fr": "french",
+    "hi": "hindi",
+    "ja": "japanese",
+    "zh": "chinese_simplified",
+}
 
 BENCHMARKS: dict[str, Benchmark] = {
     "toy_letters": Benchmark(
@@ -130,5 +142,6 @@ BENCHMARKS: dict[str, Benchmark] = {
         # By words as each language has them. The study does not say which ROUGE it prints; its near-zero Arabic and Hindi
         # point to the ASCII tokenizer, whose `rougeL_ascii` is in the table of scores beside it.
         metric="rougeL",
+        items=Items(hub="csebuetnlp/xlsum", config="{language}", names=_XLSUM, split="test", columns=("id", "summary", "text")),
     ),
 }

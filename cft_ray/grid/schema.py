@@ -30,6 +30,12 @@ class Grid(Settings):
 
     name: s.Name = Field(description="what the results call this grid")
     storage: s.StorageChoice = Field(description="where artifacts and tables lie")
+    fetched: str | None = Field(
+        default=None,
+        min_length=1,
+        description="folder or URI that `cft-ray fetch` has filled: what the grid takes from the hub is read there, at the "
+        "commits that it holds; none: from the hub",
+    )
     seeds: list[int] = Field(default=[0], min_length=1, description="one cell each; data sets and given checkpoints use seed 0")
     models: s.Models = Field(min_length=1, description="model -> checkpoint -> where it comes from; `base` is required")
     datasets: s.Datasets = Field(min_length=1, description="data set -> where it comes from")

@@ -321,6 +321,8 @@ class _Builder:
         if key not in self.evaluations:
             judge = self.grid.evaluation.judge if chosen.benchmark.judged else None
             nltk_data = self.grid.evaluation.nltk_data
+            if nltk_data is None and self.sources.fetched is not None:
+                nltk_data = self.sources.fetched.nltk_data
             checkpoints: dict[str, Checkpoint] = {}
             model.source.attach("model", {}, checkpoints)
             if judge is not None:
@@ -335,7 +337,7 @@ class _Builder:
                 generation=chosen.generation,
                 limit=chosen.limit,
                 backend=self.grid.evaluation.backend,
-                items=items_source(self.grid, self.sources.digests, chosen),
+                items=items_source(self.grid, self.sources.digests, chosen, self.sources.fetched),
                 nltk_data=located(nltk_data) if nltk_data is not None else None,
                 engine=self.grid.evaluation.engine,
                 judge=judge.settings if judge is not None else None,

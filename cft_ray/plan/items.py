@@ -7,6 +7,7 @@ bytes for their digest, and nothing of what is in them.
 
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
+from typing import TYPE_CHECKING
 
 from cft_ray.errors import UserError
 from cft_ray.grid.choices import ChosenBenchmark
@@ -14,20 +15,35 @@ from cft_ray.grid.schema import Grid
 from cft_ray.plan.digest import Digests, is_uri, local_path
 from cft_ray.plan.specs import ItemsSource
 
+if TYPE_CHECKING:
+    from cft_ray.artifacts.fetched import Fetched, Part
+
 SCORED = "scored"
 """Stands for the split that is scored, whatever a benchmark calls it."""
 
 
-def items_source(grid: Grid, digests: Digests, chosen: ChosenBenchmark) -> ItemsSource | None:
+def items_source(grid: Grid, digests: Digests, chosen: ChosenBenchmark, fetched: "Fetched | None" = None) -> ItemsSource | None:
     """Where a benchmark's items come from; None: from the hub, at no commit in particular.
 
+    Args:
+        grid: whose `evaluation` says so.
+        digests: of files.
+        chosen: the benchmark.
+        fetched: copies of what is on the hub, where the grid has such.
+
     Raises:
-        UserError: a file is missing; both files and a revision are given; files for items that the toy world makes.
+        UserError: a file is missing; both files and a revision are given; files for items that the toy world makes; hub
+            items that have not been fetched.
     """
     evaluation = grid.evaluation
     in_files, at_commit = chosen.of(evaluation.data), chosen.of(evaluation.revisions)
     if in_files is None:
-        return None if at_commit is None else ItemsSource(revision=evaluation.revisions[at_commit])
+        revision = None if at_commit is None else evaluation.revisions[at_commit]
+        part = items_part(chosen, revision) if fetched is not None else None
+        if fetched is not None and part is not None:
+            commit = fetched.find(part, where=grid.source.where(("evaluation", "benchmarks", chosen.name))).revision
+            return ItemsSource(revision=commit, files={SCORED: fetched.location(part, commit)})
+        return None if revision is None else ItemsSource(revision=revision)
     path = ("evaluation", "data", in_files)
     where = grid.source.where(path)
     if at_commit is not None:
@@ -44,6 +60,17 @@ def items_source(grid: Grid, digests: Digests, chosen: ChosenBenchmark) -> Items
         for name, value in ({SCORED: given} if isinstance(given, str) else given).items()
     }
     return ItemsSource(digest=items_digest(digests, files, languages, where=where), files=files)
+
+
+def items_part(chosen: ChosenBenchmark, revision: str | None) -> "Part | None":
+    """What a benchmark's items are on the hub, for `cft-ray fetch` and what it left; None where that is not declared."""
+    from cft_ray.artifacts.fetched import Part  # loads pyarrow, which a plan without copies does not need
+
+    items = chosen.benchmark.items
+    if items is None:
+        return None
+    languages = tuple(chosen.benchmark.tasks)
+    return Part(items.hub, "dataset", revision, config=items.config, split=items.split, languages=languages, names=items.names)
 
 
 def items_digest(digests: Digests, files: Mapping[str, str], languages: Sequence[str], *, where: str) -> str:

@@ -3,12 +3,17 @@
 A local file is known by its content; a data set that is still to be supplied by its name, so that it can be planned with.
 """
 
+from typing import TYPE_CHECKING
+
 from cft_ray.data.formats import FORMATS
 from cft_ray.grid.insight import Embedder
 from cft_ray.grid.schema import Grid
 from cft_ray.grid.sections import DatasetSource
 from cft_ray.plan.digest import Digests, is_uri, local_path
 from cft_ray.plan.specs import Checkpoint, DatasetSpec, Spec
+
+if TYPE_CHECKING:
+    from cft_ray.artifacts.fetched import Fetched, Part
 
 _UNRESOLVED = "unresolved:"
 
@@ -18,11 +23,22 @@ def is_unresolved(spec: Spec) -> bool:
     return isinstance(spec, DatasetSpec) and (spec.digest or "").startswith(_UNRESOLVED)
 
 
+def dataset_part(spec: DatasetSpec) -> "Part":
+    """What a data set of the hub asks of its repository, for `cft-ray fetch` and what it left."""
+    from cft_ray.artifacts.fetched import Part
+
+    assert spec.hub is not None
+    config, split = (spec.config, spec.split) if spec.hub_files is None else (None, None)
+    return Part(spec.hub, "dataset", spec.revision, config, split, spec.hub_files, spec.languages)
+
+
 class Sources:
     """The grid's data sets and named checkpoints."""
 
     def __init__(self, grid: Grid, digests: Digests) -> None:
         self.grid, self.digests = grid, digests
+        self.fetched = _fetched(grid.fetched) if grid.fetched is not None else None
+        """what `cft-ray fetch` has left for machines without the hub, where the grid says so"""
         self._checkpoints: dict[tuple[str, str], Checkpoint] = {}
 
     def dataset(self, name: str) -> DatasetSpec:
@@ -44,7 +60,7 @@ class Sources:
         if source.toy is not None:
             return DatasetSpec(toy=source.toy, columns=columns, languages=languages, rows=rows)
         if source.hub is not None:
-            return DatasetSpec(
+            spec = DatasetSpec(
                 hub=source.hub,
                 revision=source.revision,
                 config=source.config,
@@ -54,6 +70,7 @@ class Sources:
                 languages=languages,
                 rows=rows,
             )
+            return self._copied(spec, self.grid.source.where(("datasets", name, "hub")))
         if source.files is None:
             return DatasetSpec(digest=f"{_UNRESOLVED}{name}", columns=columns, languages=languages, rows=rows)
         where = self.grid.source.where((*path, "files"))
@@ -71,7 +88,7 @@ class Sources:
         if judge is None or (judge.hub is None and judge.path is None):
             return None
         if judge.path is None:
-            return Checkpoint(hub=judge.hub, revision=judge.revision)
+            return self._published(judge.hub, judge.revision, ("evaluation", "judge"))
         where = self.grid.source.where(("evaluation", "judge", "path"))
         path = judge.path if is_uri(judge.path) else str(local_path(judge.path))
         return Checkpoint(path=path, digest=self.digests.folder(path, where=where))
@@ -86,7 +103,7 @@ class Sources:
         if key not in self._checkpoints:
             source = self.grid.models[model][name]
             if source.path is None:
-                self._checkpoints[key] = Checkpoint(hub=source.hub, revision=source.revision)
+                self._checkpoints[key] = self._published(source.hub, source.revision, ("models", model, name))
             else:
                 where = self.grid.source.where(("models", model, name, "path"))
                 path = source.path if is_uri(source.path) else str(local_path(source.path))
@@ -100,7 +117,31 @@ class Sources:
             UserError: its local folder is missing or holds no sentence-transformers model.
         """
         if model.path is None:
-            return Checkpoint(hub=model.hub, revision=model.revision)
+            return self._published(model.hub, model.revision, ("insight", "embedding", "model"))
         where = self.grid.source.where(("insight", "embedding", "model", "path"))
         path = model.path if is_uri(model.path) else str(local_path(model.path))
         return Checkpoint(path=path, digest=self.digests.folder(path, where=where, mark="modules.json"))
+
+    def _published(self, hub: str | None, revision: str | None, path: tuple[str | int, ...]) -> Checkpoint:
+        """A model of the hub; its commit and where its copy lies, where it has been fetched."""
+        if self.fetched is None or hub is None:
+            return Checkpoint(hub=hub, revision=revision)
+        from cft_ray.artifacts.fetched import Part
+
+        part = Part(hub, "model", revision)
+        commit = self.fetched.find(part, where=self.grid.source.where((*path, "hub"))).revision
+        return Checkpoint(hub=hub, revision=commit, path=self.fetched.location(part, commit))
+
+    def _copied(self, spec: DatasetSpec, where: str) -> DatasetSpec:
+        """The same, with its commit and where its copy lies, where it has been fetched."""
+        if self.fetched is None:
+            return spec
+        part = dataset_part(spec)
+        commit = self.fetched.find(part, where=where).revision
+        return spec.model_copy(update={"revision": commit, "files": self.fetched.location(part, commit)})
+
+
+def _fetched(uri: str) -> "Fetched":
+    from cft_ray.artifacts.fetched import Fetched  # loads pyarrow, which no other plan needs
+
+    return Fetched(uri)
