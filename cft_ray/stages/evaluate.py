@@ -13,6 +13,7 @@ from cft_ray.errors import UserError
 from cft_ray.evaluation.rows import Evaluation
 from cft_ray.grid.benchmarks import BENCHMARKS
 from cft_ray.plan.specs import EvaluateSpec
+from cft_ray.stages import judged
 from cft_ray.stages.context import StageContext
 
 
@@ -21,7 +22,7 @@ def run(context: StageContext) -> dict[str, Any]:
 
     Returns:
         language -> value of the shown metric, and ``mean`` over the languages; ``revisions``, hub data set -> commit, where
-        items came from the hub.
+        items came from the hub; what the judging took, where a judge compares answers (`cft_ray.stages.judged`).
 
     Raises:
         UserError: a benchmark that cannot be run yet, an unknown task or metric, items or a model that cannot be loaded.
@@ -34,27 +35,37 @@ def run(context: StageContext) -> dict[str, Any]:
     declared = BENCHMARKS.get(spec.benchmark)
     if declared is not None and declared.missing:
         raise UserError(f"the benchmark cannot be run yet: {declared.missing}", where=f"benchmark {spec.benchmark}")
-    needs = context.stage.resources
     context.progress(note=", ".join(spec.tasks.values()))
-    # A strategy by name, so that the task does not land in the placement group of the light driver that starts it.
-    task = _EVALUATE.options(
-        num_cpus=needs.cpus, num_gpus=needs.gpus, scheduling_strategy="DEFAULT", max_retries=1, name=f"evaluate {spec.benchmark}"
-    )
-    result, revisions = cast("tuple[Evaluation, dict[str, str]]", ray.get(task.remote(context)))
+    if spec.judge is not None:
+        result, more = judged.evaluate(context)
+    else:
+        result, more = _by_harness(context)
     tables = context.output / "tables"
     tables.mkdir()
     pq.write_table(table_of("scores", result.scores), tables / "scores.parquet")
     pq.write_table(table_of("samples", result.samples), tables / "samples.parquet")
     outputs: dict[str, Any] = {**result.shown, "mean": sum(result.shown.values()) / len(result.shown)}
-    return {**outputs, "revisions": revisions} if revisions else outputs
+    return outputs | more
+
+
+def _by_harness(context: StageContext) -> tuple[Evaluation, dict[str, Any]]:
+    spec, needs = cast(EvaluateSpec, context.stage.spec), context.stage.resources
+    # A strategy by name, so that the task does not land in the placement group of the light driver that starts it.
+    task = _EVALUATE.options(
+        num_cpus=needs.cpus, num_gpus=needs.gpus, scheduling_strategy="DEFAULT", max_retries=1, name=f"evaluate {spec.benchmark}"
+    )
+    result, revisions = cast("tuple[Evaluation, dict[str, str]]", ray.get(task.remote(context)))
+    return result, {"revisions": revisions} if revisions else {}
 
 
 def evaluate(context: StageContext) -> tuple[Evaluation, dict[str, str]]:
     """In the worker: inputs are fetched where they are read, and the items looked at before a model is loaded."""
+    from cft_ray.generation.settings import device, prepare_environment
+
+    prepare_environment()  # before the harness is imported: its progress bars look at it then
     from cft_ray.evaluation.answers import FIRST, Answers, Kept
     from cft_ray.evaluation.harness import ask, load_benchmark
     from cft_ray.evaluation.models import load_model
-    from cft_ray.generation.settings import device
 
     spec = cast(EvaluateSpec, context.stage.spec)
     items = context.input("data") / "rows.parquet" if "data" in context.stage.inputs else None
