@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 
+from cft_ray.data.languages import names_language
 from cft_ray.data.sources import read
 from cft_ray.errors import UserError
 from cft_ray.plan.specs import DatasetSpec
@@ -22,7 +23,7 @@ def check_files(stages: Iterable[Stage]) -> None:
         if not isinstance(spec, DatasetSpec) or spec.files is None or "://" in spec.files:
             continue
         # A file for each language: only its beginning is needed. One for all: as much of it as shows them all.
-        parts = [(language,) for language in spec.languages] if "{language}" in spec.files else [spec.languages]
+        parts = [(language,) for language in spec.languages] if names_language(spec.files) else [spec.languages]
         for languages in parts:
             _check(spec.model_copy(update={"languages": languages}), stage.label)
 

@@ -66,13 +66,19 @@ def open_location(location: str) -> tuple[fs.FileSystem, str]:
         raise UserError(f"cannot be opened ({error})", where=location, fix="use a path, file://, s3:// or gs:// URI") from error
 
 
+def item(name: str, found: Collection[str]) -> tuple[str, int | None]:
+    """What a wanted column names: ``turns[0]`` is item 0 of the lists in ``turns``, unless a column is called so itself."""
+    column, bracket, index = name.removesuffix("]").rpartition("[")
+    return (column, int(index)) if name.endswith("]") and bracket and index.isdigit() and name not in found else (name, None)
+
+
 def require_columns(found: Collection[str], wanted: Collection[str], where: str) -> None:
     """Refuse a file that lacks a wanted column, naming the nearest that it has.
 
     Raises:
         UserError: always the first missing one.
     """
-    for name in wanted:
+    for name in (item(name, found)[0] for name in wanted):
         if name not in found:
             near = difflib.get_close_matches(name, found, n=1, cutoff=0.5)
             fix = f"map it to {near[0]!r}" if near else "map the canonical columns to columns that the file has"
@@ -80,16 +86,22 @@ def require_columns(found: Collection[str], wanted: Collection[str], where: str)
 
 
 def as_text(table: pa.Table, columns: Collection[str], where: str) -> pa.Table:
-    """The columns as nullable text; whole numbers (ids) are written out.
+    """The columns as nullable text; whole numbers (ids) are written out; a list that is too short has null for its item.
 
     Raises:
         UserError: a column of another type.
     """
     arrays = []
     for name in columns:
-        column = table.column(name)
+        source, index = item(name, table.column_names)
+        column = table.column(source)
+        listed = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+        if index is not None and listed:
+            values = [row[index] if row is not None and len(row) > index else None for row in column.to_pylist()]
+            column = pa.chunked_array([pa.array(values, column.type.value_type)])
         if not _textual(column.type):
-            raise UserError(f"column {name!r} is {column.type}, not text", where=where, fix="map a column of text")
+            fix = f"map one of its items, {name + '[0]'!r}" if listed and index is None else "map a column of text"
+            raise UserError(f"column {name!r} is {column.type}, not text", where=where, fix=fix)
         arrays.append(column.cast(pa.string()))
     return pa.table(arrays, names=list(columns))
 
@@ -134,7 +146,8 @@ def _parquet(filesystem: fs.FileSystem, path: str, where: str, columns: Collecti
         try:
             with pq.ParquetFile(file) as source:
                 require_columns(source.schema_arrow.names, columns, where)
-                for batch in source.iter_batches(BATCH, columns=list(dict.fromkeys(columns))):
+                names = source.schema_arrow.names
+                for batch in source.iter_batches(BATCH, columns=[*dict.fromkeys(item(name, names)[0] for name in columns)]):
                     yield as_text(pa.Table.from_batches([batch]), columns, where)
         except (pa.ArrowInvalid, OSError) as error:
             raise UserError(f"not a readable Parquet file ({error})", where=where, fix="fetch or write it again") from error
@@ -210,7 +223,10 @@ def _tables(records: Iterable[tuple[str, Any]], where: str, columns: Collection[
 def _text(row: Any, name: str, where: str) -> str | None:
     if not isinstance(row, dict):
         raise UserError(f"a {type(row).__name__}, not an object", where=where, fix="one object of named values per row")
-    value = row.get(name)
+    column, index = item(name, row)
+    value = row.get(column)
+    if index is not None and isinstance(value, list):
+        value = value[index] if len(value) > index else None
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, int) and not isinstance(value, bool):

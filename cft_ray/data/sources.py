@@ -5,8 +5,9 @@ grid names. Sources that tell a language only by a file's name (MultiAlpaca) hav
 that tell it in a column map `language`; the others hold one language.
 
 What real data sets get wrong is mended here and counted: null becomes ``""``; a row without instruction or without
-output teaches nothing and is left out. What cannot be mended is a `UserError` that names the place. Only data is read:
-a hub repository that needs its own loading script is refused.
+output teaches nothing and is left out (a source that maps no output has prompts, which nothing is trained on). What
+cannot be mended is a `UserError` that names the place. Only data is read: a hub repository that needs its own loading
+script is refused.
 """
 
 import glob
@@ -20,7 +21,8 @@ import pyarrow as pa
 from pyarrow import fs
 
 from cft_ray.data import toy
-from cft_ray.data.readers import BATCH, as_text, open_location, read_file, require_columns
+from cft_ray.data.languages import filled, names_language
+from cft_ray.data.readers import BATCH, as_text, item, open_location, read_file, require_columns
 from cft_ray.data.rows import COLUMNS, SCHEMA, table
 from cft_ray.errors import UserError
 from cft_ray.plan.specs import DatasetSpec
@@ -40,18 +42,27 @@ def read(spec: DatasetSpec, dropped: Counter[str]) -> Iterator[pa.Table]:
     if spec.toy is not None:
         yield from _toy(spec, spec.toy)
         return
-    by_name = "{language}" in (spec.files or spec.hub_files or "")
+    patterns = (spec.files or spec.hub_files or "", spec.config or "", *spec.columns.values())
+    by_name = any(names_language(pattern) for pattern in patterns)
     if not by_name and "language" not in spec.columns and len(spec.languages) != 1:
         raise UserError(
             f"nothing says which rows are of which of the languages {list(spec.languages)}",
             where=_name(spec),
-            fix="put {language} into the files' pattern, map the column `language`, or name one language",
+            fix="put {language} into the files' pattern or a column's name, map the column `language`, or name one language",
         )
     for language in spec.languages if by_name else (None,):
+        one = _of_language(spec, language) if language is not None else spec
         position = 0
-        for batch in _tables(spec, language):
-            yield from _canonical(spec, batch, language or spec.languages[0], position, dropped)
+        for batch in _tables(one):
+            yield from _canonical(one, batch, language or spec.languages[0], position, dropped)
             position += batch.num_rows
+
+
+def _of_language(spec: DatasetSpec, language: str) -> DatasetSpec:
+    """The source with one language in the places for it; all languages stay named."""
+    columns = {name: filled(source, language) for name, source in spec.columns.items()}
+    places = {name: filled(value, language) for name in ("files", "hub_files", "config") if (value := getattr(spec, name))}
+    return spec.model_copy(update={"columns": columns, **places})
 
 
 def _name(spec: DatasetSpec) -> str:
@@ -65,14 +76,14 @@ def _toy(spec: DatasetSpec, name: str) -> Iterator[pa.Table]:
             yield table(batch)
 
 
-def _tables(spec: DatasetSpec, language: str | None) -> Iterator[pa.Table]:
-    """The mapped columns of all files of a language (of all languages where None), under the source's names."""
+def _tables(spec: DatasetSpec) -> Iterator[pa.Table]:
+    """The mapped columns of all files, under the source's names."""
     wanted = list(dict.fromkeys(spec.columns.values()))
     if spec.files is not None:
-        for location in _matches(spec.files.replace("{language}", language or "")):
+        for location in _matches(spec.files):
             yield from read_file(location, wanted)
     elif spec.hub is not None and spec.hub_files is not None:
-        for location in _hub_files(spec, spec.hub, spec.hub_files.replace("{language}", language or "")):
+        for location in _hub_files(spec, spec.hub, spec.hub_files):
             yield from read_file(location, wanted)
     elif spec.hub is not None:
         yield from _hub(spec, spec.hub, wanted)
@@ -128,7 +139,8 @@ def _hub(spec: DatasetSpec, repository: str, wanted: Sequence[str]) -> Iterator[
     if not isinstance(loaded, datasets.Dataset):
         raise UserError(f"split {spec.split!r} is no single table", where=repository, fix="name one split")
     require_columns(loaded.column_names, wanted, repository)
-    for batch in loaded.select_columns(list(wanted)).with_format("arrow").iter(BATCH):
+    columns = list(dict.fromkeys(item(name, loaded.column_names)[0] for name in wanted))
+    for batch in loaded.select_columns(columns).with_format("arrow").iter(BATCH):
         yield as_text(batch, wanted, repository)  # pyright: ignore[reportArgumentType] - the format says Arrow
 
 
@@ -165,7 +177,7 @@ def _canonical(spec: DatasetSpec, batch: pa.Table, language: str, position: int,
         .then(pl.lit("other_language"))
         .when(blank["instruction"] & blank["input"] & pl.lit(asks))
         .then(pl.lit("no_instruction"))
-        .when(blank["output"])
+        .when(blank["output"] & pl.lit("output" in spec.columns))
         .then(pl.lit("no_output"))
     )
     rows = rows.with_columns(reason=reasons.otherwise(pl.lit(None, pl.String)))

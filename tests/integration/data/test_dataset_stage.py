@@ -358,3 +358,53 @@ def test_the_real_multialpaca_with_its_nulls(tmp_path: Path) -> None:
     assert outputs["rows_read"] + sum(outputs["dropped"].values()) == 9_958 + 10_191 + 10_825
     assert list(outputs["rows_by_language"]) == ["es", "ja", "pt"]
     assert all(text is not None for name in rows.column_names for text in rows.column(name).to_pylist())
+
+
+def test_prompts_without_answers_and_the_first_item_of_a_list(tmp_path: Path) -> None:
+    columns = {"instruction": "turns[0]", "id": "n"}
+    rows = [{"n": 7, "turns": ["Write a poem.", "Shorter."]}, {"n": 8, "turns": []}, {"n": 9, "turns": ["Count."]}]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "q.parquet")
+    for name in ("q.jsonl", "q.parquet"):
+        outputs, found = stage(tmp_path, files=str(tmp_path / name), columns=columns)
+        assert found.column("instruction").to_pylist() == ["Write a poem.", "Count."]
+        assert found.column("id").to_pylist() == ["7", "9"] and set(found.column("output").to_pylist()) == {""}
+        assert outputs["dropped"] == {"no_instruction": 1}
+        with pytest.raises(UserError, match="turn"):
+            stage(tmp_path, files=str(tmp_path / name), columns={"instruction": "turn[0]"})
+        with pytest.raises(UserError) as raised:
+            stage(tmp_path, files=str(tmp_path / name), columns={"instruction": "turns"})
+        assert "turns" in raised.value.what and "not text" in raised.value.what
+
+
+def test_a_column_called_with_brackets_is_that_column(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"q[0]": ["a"], "q": [["b"]]}), tmp_path / "q.parquet")
+    _, found = stage(tmp_path, files=str(tmp_path / "q.parquet"), columns={"instruction": "q[0]"})
+    assert found.column("instruction").to_pylist() == ["a"]
+
+
+def test_a_column_for_each_language(tmp_path: Path) -> None:
+    columns = {"id": [1, 2], "sentence_eng_Latn": ["one", "two"], "sentence_deu_Latn": ["eins", "zwei"], "text_de": ["x", "y"]}
+    pq.write_table(pa.table(columns), tmp_path / "all.parquet")
+    given: dict[str, Any] = {"files": str(tmp_path / "all.parquet"), "languages": ("en", "de")}
+    _, found = stage(tmp_path, columns={"instruction": "sentence_{flores}", "id": "id"}, **given)
+    assert found.column("instruction").to_pylist() == ["one", "two", "eins", "zwei"]
+    assert found.column("id").to_pylist() == ["1:en", "2:en", "1:de", "2:de"]
+    with pytest.raises(UserError, match="text_en"):
+        stage(tmp_path, columns={"instruction": "text_{language}"}, **given)
+    with pytest.raises(UserError, match="xx"):
+        stage(tmp_path, columns={"instruction": "sentence_{flores}"}, **given | {"languages": ("xx",)})
+
+
+def test_mt_bench_and_flores_as_they_are(tmp_path: Path, shared_data: Path) -> None:
+    questions = str(shared_data / "mt_bench/question.parquet")
+    _, prompts = stage(tmp_path, files=questions, columns={"instruction": "turns[0]", "id": "question_id"})
+    assert prompts.num_rows == 80 and prompts.column("id")[0].as_py() == "81"
+    assert prompts.column("instruction")[0].as_py() == pq.read_table(questions).column("turns")[0].as_py()[0]
+    _, sentences = stage(
+        tmp_path,
+        files=str(shared_data / "flores200/devtest_all.parquet"),
+        columns={"instruction": "sentence_{flores}", "id": "id"},
+        languages=("en", "de", "ja"),
+    )
+    assert sentences.num_rows == 3 * 1012
