@@ -6,7 +6,11 @@ a mask attention takes its fastest path. Whoever reads the output leaves the roo
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+
+Tokens = Sequence[int] | np.ndarray
+"""a row's token ids"""
 
 
 def by_length(lengths: Sequence[int], tokens: int) -> list[list[int]]:
@@ -28,7 +32,7 @@ def by_length(lengths: Sequence[int], tokens: int) -> list[list[int]]:
     return batches
 
 
-def padded(ids: Sequence[Sequence[int]], pad_id: int) -> torch.Tensor:
+def padded(ids: Sequence[Tokens], pad_id: int) -> torch.Tensor:
     """[rows, longest] int64 token ids, filled up on the right."""
     batch = torch.full((len(ids), max(map(len, ids))), pad_id)
     for place, row in enumerate(ids):
@@ -36,6 +40,6 @@ def padded(ids: Sequence[Sequence[int]], pad_id: int) -> torch.Tensor:
     return batch
 
 
-def taken(ids: Sequence[Sequence[int]], width: int) -> torch.Tensor:
+def taken(ids: Sequence[Tokens], width: int) -> torch.Tensor:
     """[rows, width] bool: which places of the padded batch hold tokens."""
     return torch.arange(width) < torch.tensor([len(row) for row in ids])[:, None]

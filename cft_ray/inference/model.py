@@ -53,6 +53,11 @@ class LoadedModel:
         )
 
     @property
+    def head(self) -> Any:
+        """The linear layer from last hidden states to logits."""
+        return self.causal.get_output_embeddings()
+
+    @property
     def pad_id(self) -> int:
         """A token id to fill room with; no real token sees it."""
         return next((each for each in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id) if isinstance(each, int)), 0)

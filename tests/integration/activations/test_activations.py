@@ -47,6 +47,7 @@ TOY = Template(name="toy")
 def measured(folder: str, rows=ROWS, template: Template | None = TOY, settings=SETTINGS) -> tuple[Prompts, np.ndarray]:
     prompts, *parts = read_model(folder, rows, template, settings, where="prompts")
     assert isinstance(prompts, Prompts)
+    assert isinstance(parts[0], Part)
     blocks, _, hidden = parts[0].means.shape
     means = np.full((blocks, len(prompts), hidden), np.nan, dtype=np.float32)
     for part in parts:
@@ -96,7 +97,7 @@ def test_batches_and_order_do_not_matter(random_model):
 
 def test_another_architecture_and_a_sliding_window(tmp_path, random_model):
     tokenizer = AutoTokenizer.from_pretrained(random_model)
-    shape = {"vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 1}
+    shape: dict[str, Any] = {"vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 1}
     models = {
         "gpt2": GPT2Config(n_layer=2, n_embd=32, n_head=2, n_positions=128, **shape),
         "window": MistralConfig(

@@ -1,0 +1,1 @@
+"""How far the next-token distributions of two models lie apart, on given rows."""
