@@ -59,9 +59,12 @@ def plan(*stages: Stage, grid: str = "toy") -> Plan:
     for stage in stages:
         if stage.fingerprint not in used:
             below, roles = [stage.fingerprint], {}
+            seen: set[str] = set()
             while below:
                 key = below.pop()
-                roles[f"part{len(roles)}"] = key
-                below += by_name[key].inputs.values()
+                if key not in seen:  # a graph has far more paths than stages
+                    seen.add(key)
+                    roles[f"part{len(roles)}"] = key
+                    below += by_name[key].inputs.values()
             cells.append(PlannedCell(stage.label, "m", "x", "y", "none", 0, {}, roles))
     return Plan(grid, by_name, tuple(cells))
