@@ -262,7 +262,9 @@ class Evaluation(Settings):
         "the URI of either; `{language}` and `*` allowed. The items that are scored, or a mapping split -> files",
     )
     data_folder: str | None = Field(
-        default=None, min_length=1, description="folder or URI that relative paths in `data` start from; none: where you are"
+        default=None,
+        min_length=1,
+        description="folder or URI that relative paths in `data` and `nltk_data` start from; none: where you are",
     )
     revisions: dict[Name, str] = Field(
         default_factory=dict, description="benchmark -> commit of its hub data set; none: the newest, and recorded"
@@ -270,8 +272,8 @@ class Evaluation(Settings):
     nltk_data: str | None = Field(
         default=None,
         min_length=1,
-        description="folder or URI of nltk's data with tokenizers/punkt_tab, which ifeval needs; none: where nltk looks "
-        "(NLTK_DATA), and its download",
+        description="folder or URI (a relative one starts from `data_folder`) of nltk's data with tokenizers/punkt_tab, which "
+        "ifeval needs; none, or not there: where nltk looks (NLTK_DATA), and its download",
     )
     engine: EngineSettings = Field(default=EngineSettings(), description="batch and memory of the engine")
 

@@ -338,7 +338,7 @@ class _Builder:
                 limit=chosen.limit,
                 backend=self.grid.evaluation.backend,
                 items=items_source(self.grid, self.sources.digests, chosen, self.sources.fetched),
-                nltk_data=located(nltk_data) if nltk_data is not None else None,
+                nltk_data=located(nltk_data, self.grid.evaluation.data_folder) if nltk_data is not None else None,
                 engine=self.grid.evaluation.engine,
                 judge=judge.settings if judge is not None else None,
             )
