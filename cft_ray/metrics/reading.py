@@ -24,6 +24,7 @@ from cft_ray.metrics.cells import PHASES
 from cft_ray.metrics.schemas import KEY, SCHEMAS
 from cft_ray.metrics.store import FOLDER, read_files
 
+_DRIFT = ("mpd", "rms", "l2")
 CELL = ("grid", "cell", "model", "phase1", "phase2", "strategy", "seed", "settings")
 
 
@@ -166,6 +167,27 @@ class Results:
             "scores_due",
             "scores_there",
             "skipped",
+        )
+
+    def mpd(self) -> pl.LazyFrame:
+        """The study's distance of models (arXiv 2410.16006, section 5), raw and scaled: one row per cell and drift of it.
+
+        Columns: those of the cell (`CELL`); `role` of the drift in the cell; `comparison`, the role without the names of data
+        sets; `stage`, `left`, `right` as in `similarity`; of the whole models `mpd` (mean of the tensors' L2 norms), `rms` per
+        parameter and global `l2`; `mpd_scaled`: `mpd` divided by the largest one of the same grid, model and comparison, null
+        where that is 0. Which comparison a number belongs to is the reader's choice, hence nothing scaled is stored.
+        """
+        whole = pl.all_horizontal(pl.col("layer", "projection", "head").is_null())
+        similarity = self.similarity().filter(whole & pl.col("measure").is_in(_DRIFT))
+        value = {name: pl.col("value").filter(pl.col("measure") == name).first() for name in _DRIFT}
+        pairs = similarity.group_by("fingerprint", "left", "right").agg(**value).rename({"fingerprint": "stage"})
+        roles = self.cells().filter(pl.col("role").str.starts_with("insight:drift:"))
+        largest = pl.col("mpd").max().over("grid", "model", "comparison")
+        return (
+            roles.with_columns(comparison=pl.col("role").str.extract(r"^insight:drift:([^:]+)"))
+            .join(pairs, on="stage", how="inner", maintain_order="left")
+            .with_columns(mpd_scaled=pl.when(largest > 0).then(pl.col("mpd") / largest))
+            .select(*CELL, "role", "comparison", "stage", "left", "right", *_DRIFT, "mpd_scaled")
         )
 
     def _of_done_attempts(self, name: str) -> pl.LazyFrame:

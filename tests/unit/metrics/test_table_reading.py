@@ -259,3 +259,31 @@ cft_ray.open({str(tmp_path)!r}).summary().collect()
 print(sorted({{'ray', 'torch'}} & set(sys.modules)))"""
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
+
+
+def test_mpd_is_scaled_within_its_comparison(tmp_path: Path) -> None:
+    def drift(name: str, mpd: float) -> str:
+        values = {"mpd": mpd, "rms": mpd / 10, "l2": mpd * 10}
+        rows = [{"measure": measure, "left": "l", "right": "r", "value": value} for measure, value in values.items()]
+        rows += [{"measure": "mpd", "left": "l", "right": "r", "layer": 0, "projection": "q", "value": 99.0}]
+        put(tmp_path, "similarity", rows, name)
+        done(tmp_path, name)
+        return name
+
+    near, far, along = drift("near", 1.0), drift("far", 4.0), drift("along", 7.0)
+    nothing = drift("nothing", 0.0)
+    roles = {
+        "phase1": "x",
+        "insight:des": "y",
+        "insight:drift:datasets": near,
+        "insight:drift:datasets:a,c": far,
+        "insight:drift:base-phase1": along,
+        "insight:drift:base-phase2": nothing,
+    }
+    plan_cells(tmp_path, cell(**roles))
+    rows = {row["role"]: row for row in cft_ray.open(tmp_path).mpd().collect().to_dicts()}
+    assert set(rows) == {role for role in roles if role.startswith("insight:drift")}
+    assert [rows[role]["mpd_scaled"] for role in list(roles)[2:]] == [0.25, 1.0, 1.0, None]
+    assert rows["insight:drift:datasets"]["comparison"] == rows["insight:drift:datasets:a,c"]["comparison"] == "datasets"
+    found = rows["insight:drift:datasets"]
+    assert (found["mpd"], found["rms"], found["l2"], found["left"], found["right"]) == (1.0, 0.1, 10.0, "l", "r")
