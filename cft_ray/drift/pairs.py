@@ -1,8 +1,9 @@
 """Which tensor of one model is compared with which of the other, and how its rows split into heads. Pure.
 
 Models tuned from one base have the same tensors, with two exceptions. A tied output layer is stored or not as the saver
-pleased: where one side lacks it and ties it, the embedding stands in. And a tuned model may have a larger vocabulary:
-of embedding and output layer, the rows that both have are compared, and the others are counted.
+pleased: it is the embedding, whatever is stored, and is compared once where both tie it; where only one side does, its
+embedding is compared with the other's output layer too. And a tuned model may have a larger vocabulary: of embedding and
+output layer, the rows that both have are compared, and the others are counted.
 """
 
 from collections.abc import Mapping
@@ -62,16 +63,27 @@ def pair_tensors(left: StoredModel, right: StoredModel) -> list[TensorPair]:
     if not ours:
         raise UserError("holds no tensors", where=str(left.folder))
     counts = HeadCounts.of(left.config)
+    if counts != HeadCounts.of(right.config):
+        raise UserError(
+            "the models divide their projections into other heads",
+            where=f"{left.folder} and {right.folder}",
+            fix="compare two models of one architecture",
+        )
     return [_pair(name, tensor, theirs[name], left, right, counts) for name, tensor in ours.items()]
 
 
 def _completed(model: StoredModel, other: StoredModel) -> Mapping[str, StoredTensor]:
-    tensors = dict(model.tensors)
-    if _OUTPUT in other.tensors and _OUTPUT not in tensors and _text(model.config).get("tie_word_embeddings"):
-        for name, tensor in model.tensors.items():
-            if name.endswith(_EMBEDDING):
-                tensors[_OUTPUT] = tensor
+    if not _ties(model):
+        return model.tensors
+    tensors = {name: tensor for name, tensor in model.tensors.items() if name != _OUTPUT}
+    if _OUTPUT in other.tensors and not _ties(other):
+        tensors[_OUTPUT] = next(tensor for name, tensor in model.tensors.items() if name.endswith(_EMBEDDING))
     return tensors
+
+
+def _ties(model: StoredModel) -> bool:
+    ties = bool(_text(model.config).get("tie_word_embeddings"))
+    return ties and any(name.endswith(_EMBEDDING) for name in model.tensors)
 
 
 def _pair(

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 import torch
 from ray import cloudpickle
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config
 
 from cft_ray.drift.measure import measure_drift
@@ -158,6 +158,11 @@ def test_a_tied_output_layer_is_the_embedding(tmp_path):
     both = measure_drift(tmp_path / "tied", saved(model_of(2, tie_word_embeddings=True), tmp_path / "tied2"))
     assert "lm_head.weight" not in both.tensors["name"].to_pylist()
 
+    weights = load_file(tmp_path / "tied2" / "model.safetensors")  # a saver that writes what is tied, and tuned nothing
+    save_file(weights | {"lm_head.weight": torch.zeros(40, 48)}, tmp_path / "tied2" / "model.safetensors")
+    for pair in (("tied", "tied2"), ("tied2", "tied")):
+        assert measure_drift(*(tmp_path / name for name in pair)).summary == pytest.approx(both.summary)
+
 
 def test_of_different_vocabularies_the_shared_rows_count(tmp_path):
     small, large = model_of(0), model_of(1, vocab_size=43)
@@ -181,6 +186,9 @@ def test_other_architectures(tmp_path, folders):
     refused(folders[0], saved(model_of(0, attention_bias=False), tmp_path / "unbiased"), "lacks the tensor")
     refused(folders[0], saved(model_of(0, intermediate_size=80), tmp_path / "wide"), r"is \[72, 48\] in one model")
     refused(folders[0], saved(model_of(0, num_hidden_layers=4), tmp_path / "deep"), "lacks the tensor")
+    changed = saved(model_of(0), tmp_path / "heads") / "config.json"
+    changed.write_text(json.dumps(json.loads(changed.read_text()) | {"num_attention_heads": 8, "head_dim": 8}))
+    refused(folders[0], changed.parent, "other heads")
 
 
 def test_weights_that_are_not_numbers(tmp_path, folders):
