@@ -30,11 +30,11 @@ from cft_ray.plan.stage import Plan  # noqa: E402
 
 
 def random_plan(world: World, size: int) -> Plan:
-    """Each stage has up to three inputs among the fifty before it."""
+    """Families of fifty stages, as a model's cells are: each has up to three inputs among those before it in its family."""
     rng = random.Random(size)
     stages = []
     for number in range(size):
-        before = stages[-50:]
+        before = stages[number - number % 50 :]
         stages.append(world.stage(f"{size}-{number}", rng.sample(before, min(len(before), rng.randrange(4))), rows=1))
     return plan(*stages, grid=f"random-{size}")
 
