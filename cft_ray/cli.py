@@ -206,6 +206,35 @@ def fetch(
 
 
 @app.command(epilog=EXIT_CODES)
+def figures(
+    grid: Annotated[Path | None, typer.Argument(metavar="[GRID]", help="the grid's YAML file", show_default=False)] = None,
+    sets: Sets = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(help="where the results lie, without a grid those of all grids there (folder, s3://…)", show_default=False),
+    ] = None,
+    to: Annotated[Path, typer.Option(help="folder to write to, a folder below for each grid")] = Path("reports/figures"),
+) -> None:
+    """Draw the study's figures from the tables, and whether similarity predicts forgetting."""
+    loaded = _load(grid, sets) if grid else None
+    uri = storage or (loaded and loaded.storage.uri)
+    if uri is None:
+        raise UserError("figures of which results?", where="cft-ray figures", fix="name a grid, or a storage with --storage")
+    import cft_ray
+    from cft_ray.report import tables, write
+
+    results = cft_ray.open(uri)
+    names = [loaded.name] if loaded else tables.grids(results)
+    if not names:
+        raise UserError("no results of any grid here yet", where=uri, fix="`cft-ray run GRID` makes some")
+    for name in names:
+        report = write.write(tables.gather(results, name), to / name)
+        _console().print(write.written_table(report, to / name))
+        if report.correlations is not None:
+            _console().print(write.correlation_table(report.correlations, title=f"{name}: does similarity predict forgetting?"))
+
+
+@app.command(epilog=EXIT_CODES)
 def schema() -> None:
     """Print the JSON Schema of grid files."""
     from cft_ray.grid.schema import json_schema
