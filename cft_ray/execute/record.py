@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -47,7 +47,7 @@ def save_plan(storage: Storage, plan: Plan) -> None:
         "grid": plan.grid,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "stages": {key: stage.to_json() for key, stage in plan.stages.items()},
-        "cells": [{**asdict(cell), "settings": dict(cell.settings), "roles": dict(cell.roles)} for cell in plan.cells],
+        "cells": [cell.to_json() for cell in plan.cells],
     }
     storage.write("runs", f"{_name(plan.grid)}.json", data=json.dumps(body).encode())
 

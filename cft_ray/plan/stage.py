@@ -120,3 +120,7 @@ class PlannedCell:
     settings: Mapping[str, Any]
     """swept settings only, e.g. ``{"training.learning_rate": 1e-5}``"""
     roles: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields as plain JSON values."""
+        return {**vars(self), "settings": dict(self.settings), "roles": dict(self.roles)}

@@ -128,19 +128,7 @@ def as_json(plan: Plan, grid: Grid, artifacts: Iterable[Artifact] | None = None)
         },
         "kinds": [asdict(kind) for kind in seen.kinds()],
         "warnings": list(seen.warnings),
-        "cells": [
-            {
-                "cell": cell.cell,
-                "model": cell.model,
-                "phase1": cell.phase1,
-                "phase2": cell.phase2,
-                "strategy": cell.strategy,
-                "seed": cell.seed,
-                "settings": dict(cell.settings),
-                "roles": dict(cell.roles),
-            }
-            for cell in plan.cells
-        ],
+        "cells": [cell.to_json() for cell in plan.cells],
         "stages": [
             {
                 "fingerprint": fingerprint,

@@ -2,9 +2,8 @@
 
 import io
 import json
-from dataclasses import dataclass
-from typing import Any
 
+from made import Made
 from rich.console import Console
 
 from cft_ray.artifacts.storage import Storage
@@ -13,15 +12,6 @@ from cft_ray.grid.schema import load_grid
 from cft_ray.plan.build import build
 from cft_ray.plan.show import show
 from cft_ray.plan.view import as_json, view
-
-
-@dataclass
-class Made:
-    kind: str
-    version: int
-    fingerprint: str
-    settings: dict[str, Any]
-    inputs: dict[str, str]
 
 
 def test_json_holds_everything_and_counts_add_up(repository):

@@ -1,7 +1,6 @@
 """Why a stage is new: the field that differs from the nearest artifact."""
 
-from dataclasses import dataclass
-from typing import Any
+from made import Made
 
 from cft_ray.grid.schema import grid_from_text
 from cft_ray.plan.build import build
@@ -19,15 +18,6 @@ strategies: [none]
 training: {learning_rate: 1e-6}
 evaluation: {benchmarks: [ifeval, mmlu], evaluate_base: false}
 """
-
-
-@dataclass
-class Made:
-    kind: str
-    version: int
-    fingerprint: str
-    settings: dict[str, Any]
-    inputs: dict[str, str]
 
 
 def planned(*sets):
