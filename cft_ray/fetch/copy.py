@@ -1,8 +1,8 @@
 """Files of hub repositories to a folder or bucket: each whole or absent, the manifest last.
 
-The hub client downloads into a folder of its own beside the target (on this machine, for a bucket) and continues there
-what was interrupted. What arrives is compared with what the hub says it is, and only then takes its place. A run that
-finds a manifest and its files asks the hub nothing.
+The hub client downloads into a folder of its own beside the target (on this machine, for a bucket); files that had arrived
+when it was interrupted are found there by the next run. What arrives is compared with what the hub says it is, and only
+then takes its place. A run that finds a manifest and its files asks the hub nothing.
 """
 
 import glob

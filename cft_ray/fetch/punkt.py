@@ -58,7 +58,8 @@ def _downloaded(folder: Path, index: str | None) -> Path:
         raise UserError(
             f"nltk's punkt_tab, which ifeval needs, cannot be downloaded{reason}",
             where="nltk",
-            fix="check the network; or put it on this machine by other means and set NLTK_DATA",
+            fix="check the network (nltk uses no proxy unless NLTK_ALLOW_PROXIED_URLOPEN=1); or put it on this machine by other "
+            "means and set NLTK_DATA",
         )
     return folder / PUNKT
 

@@ -1,6 +1,7 @@
 """A Hugging Face hub on loopback: the endpoints that its client asks when it looks up and downloads repositories."""
 
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ LARGE = 10_000
 
 @dataclass
 class Repository:
-    """Files by revision; ``broken``: path -> bytes after which the connection is cut, once."""
+    """Files by revision; ``broken``: path -> byte behind which the connection is cut."""
 
     branches: dict[str, dict[str, bytes]]
     gated: bool = False
@@ -167,10 +168,10 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "HEAD":
             return
         if path in repository.broken:
-            self.wfile.write(data[begin : begin + repository.broken[path]])
+            self.wfile.write(data[begin : repository.broken[path]])
             self.wfile.flush()
             self.close_connection = True
-            self.connection.close()
+            self.connection.shutdown(socket.SHUT_RDWR)
             return
         self.wfile.write(data[begin:])
 

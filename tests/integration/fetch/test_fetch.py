@@ -5,8 +5,12 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import zipfile
 from collections import Counter
-from hashlib import sha256
+from functools import partial
+from hashlib import md5, sha256
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,9 +19,13 @@ import pytest
 import yaml
 from hubserver import Hub, serve
 
+from cft_ray.artifacts.fetched import Fetched
+from cft_ray.artifacts.storage import Storage
 from cft_ray.data.sources import read
+from cft_ray.errors import UserError
 from cft_ray.evaluation.harness import run_benchmark
 from cft_ray.evaluation.models import load_model
+from cft_ray.fetch.punkt import copy_punkt
 from cft_ray.grid.schema import load_grid
 from cft_ray.plan.build import build
 from cft_ray.plan.specs import DatasetSpec, EvaluateSpec
@@ -100,7 +108,7 @@ def fetch(hub, tmp_path):
         }
         command = [str(CFT_RAY), "fetch", str(grid), "--to", str(tmp_path / "copy"), *more]
         return subprocess.run(
-            command, env=os.environ | given | environment, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+            command, env=os.environ | given | environment, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
         )
 
     return run
@@ -176,3 +184,156 @@ def test_a_grid_is_fetched_once_and_planned_and_read_from_the_copy(hub, fetch, t
             spec = stage.spec.model_copy(update={"template": None})
             shown = run_benchmark(load_model(path, spec), spec).shown
             assert shown == ({"ar": 1.0, "en": 1.0} if spec.benchmark == "xlsum" else {"en": 1.0})
+
+
+def downloaded(hub: Hub, repository: str = "") -> list[str]:
+    """Names of the files that were asked for."""
+    asked = [path for method, path, _ in hub.asked if method == "GET" and f"{repository}/resolve/" in path]
+    return [path.rpartition("/")[2] for path in asked]
+
+
+def test_more_languages_come_from_the_commit_that_is_there(hub, fetch, tmp_path):
+    assert fetch(grid_of(tmp_path)).returncode == 0
+    first = manifests(tmp_path / "copy")["tiny/many"]
+    hub.repositories["dataset", "tiny/many"].branches |= {"old": dict(hub.repositories["dataset", "tiny/many"].branches["main"])}
+    hub.repositories["dataset", "tiny/many"].branches["main"] = {"data/fr.jsonl": b"{}"}
+    hub.asked.clear()
+    more = fetch(grid_of(tmp_path), "--set", "datasets.many.languages=[de, es, fr]")
+    assert more.returncode == 0, more.stderr
+    then = manifests(tmp_path / "copy")["tiny/many"]
+    assert then["revision"] == first["revision"] and {file["path"] for file in first["files"]} < {
+        file["path"] for file in then["files"]
+    }
+    assert downloaded(hub) == ["fr.jsonl"]
+    with pytest.raises(UserError, match="language it"):
+        build(load_grid(grid_of(tmp_path), [f"fetched={tmp_path / 'copy'}", "datasets.many.languages=[de, it]"]))
+
+
+def test_an_interrupted_download_is_continued(hub, fetch, tmp_path):
+    model = hub.repositories["model", "tiny/planted"]
+    size = len(model.branches["main"]["model.safetensors"])
+    model.broken["model.safetensors"] = size // 2
+    broken = fetch(grid_of(tmp_path))
+    refused_once(broken, tmp_path, "tiny/planted")
+    assert not [path for path in (tmp_path / "copy" / "models").rglob("*") if path.is_file()]
+    model.broken.clear()
+    hub.asked.clear()
+    assert fetch(grid_of(tmp_path)).returncode == 0
+    assert downloaded(hub, "tiny/planted") == ["model.safetensors"], "files that had arrived are not downloaded twice"
+    [folder] = (tmp_path / "copy" / "models" / "tiny--planted").glob("*/model")
+    assert (folder / "model.safetensors").read_bytes() == model.branches["main"]["model.safetensors"]
+    # A file that was lost from the copy is fetched again, and that alone.
+    (folder / "config.json").unlink()
+    hub.asked.clear()
+    assert fetch(grid_of(tmp_path)).returncode == 0 and (folder / "config.json").exists()
+    assert downloaded(hub) == ["config.json"]
+
+
+def refused_once(done: subprocess.CompletedProcess[str], folder: Path, *words: str) -> None:
+    """One message that names what it is about, exit code 2, no secret, and no manifest of what is not whole."""
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr and TOKEN not in done.stdout + done.stderr
+    [message] = [line for line in done.stderr.splitlines() if line.startswith("cft-ray: ")]
+    assert all(word in done.stderr[done.stderr.index(message) :] for word in words), done.stderr
+    assert "fix:" in done.stderr
+    assert not [path for path in (folder / "copy").rglob("*@*.json") if "tiny--planted" in str(path)]
+
+
+def test_what_the_hub_refuses(hub, fetch, tmp_path):
+    model = hub.repositories["model", "tiny/planted"]
+    model.gated = True
+    refused_once(fetch(grid_of(tmp_path)), tmp_path, "tiny/planted", "HF_TOKEN")
+    model.gated = False
+    model.damaged.add("model.safetensors")
+    refused_once(fetch(grid_of(tmp_path)), tmp_path, "model.safetensors")
+    model.damaged.clear()
+    revision = ["--set", "models.tiny.base={hub: tiny/planted, revision: nowhere}"]
+    refused_once(fetch(grid_of(tmp_path), *revision), tmp_path, "tiny/planted@nowhere")
+    refused_once(fetch(grid_of(tmp_path), "--set", "models.tiny.base.hub=tiny/absent"), tmp_path, "tiny/absent")
+    refused_once(fetch(grid_of(tmp_path), HF_HUB_OFFLINE="1"), tmp_path, "HF_HUB_OFFLINE")
+    refused_once(fetch(grid_of(tmp_path), HF_ENDPOINT="http://127.0.0.1:9"), tmp_path, "network")
+    (tmp_path / "file").write_text("")
+    refused_once(fetch(grid_of(tmp_path), "--to", str(tmp_path / "file" / "below")), tmp_path, "storage")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("datasets.one={hub: tiny/alpaca, split: dev, format: alpaca, languages: [en]}", ("dev", "train")),
+        ("datasets.one={hub: google/xquad, config: xquad.it, format: alpaca, languages: [en]}", ("xquad.it", "xquad.en")),
+        ("datasets.many.languages=[de, it]", ("it",)),
+        ("evaluation.revisions={xlsum: main}", ("script", "csebuetnlp/xlsum")),
+    ],
+)
+def test_data_sets_without_such_files(hub, fetch, tmp_path, change, words):
+    done = fetch(grid_of(tmp_path), "--set", change)
+    assert done.returncode == 2 and "Traceback" not in done.stderr and all(word in done.stderr for word in words), done.stderr
+
+
+def test_punkt_comes_from_this_machine_or_from_nltk(tmp_path, monkeypatch):
+    import nltk
+    from nltk import data, pathsec
+
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("punkt_tab/english/collocations.tab", "a\tb\n")
+    package = packed.getvalue()
+    (tmp_path / "punkt_tab.zip").write_bytes(package)
+    about = f'id="punkt_tab" subdir="tokenizers" unzip="1" size="{len(package)}" unzipped_size="4" name="Punkt" '
+    digests = f'checksum="{md5(package).hexdigest()}" sha256_checksum="{sha256(package).hexdigest()}" '
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        index = f'<nltk_data><packages><package {about}{digests}url="{url}/punkt_tab.zip" /></packages><collections/></nltk_data>'
+        (tmp_path / "index.xml").write_text(index)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(data, "path", [])
+        monkeypatch.setattr(pathsec, "ENFORCE", False)  # nltk asks no server on loopback otherwise
+        copied = Fetched(str(tmp_path / "copy"))
+        with pytest.raises(UserError, match="punkt_tab"):
+            copy_punkt(copied, f"{url}/absent.xml")
+        assert not (tmp_path / "copy").exists()
+        assert copy_punkt(copied, f"{url}/index.xml") == 1 and copy_punkt(copied, f"{url}/index.xml") == 0
+        server.shutdown()
+    monkeypatch.setattr(data, "path", [copied.nltk_data])
+    assert nltk.data.find("tokenizers/punkt_tab/english")
+    assert copy_punkt(Fetched(str(tmp_path / "other")), "http://127.0.0.1:9/") == 1
+
+
+def test_a_plan_says_what_has_not_been_fetched(hub, tmp_path):
+    with pytest.raises(UserError, match=r"tiny/planted@main(.|\n)*cft-ray fetch"):
+        build(load_grid(grid_of(tmp_path), [f"fetched={tmp_path / 'copy'}"]))
+
+
+@pytest.fixture
+def bucket(monkeypatch, tmp_path):
+    """URI of an empty bucket on loopback, which this process and its children can reach."""
+    import boto3
+
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("CFT_RAY_CACHE", str(tmp_path / "machine"))
+    boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1").create_bucket(Bucket="copies")
+    yield "s3://copies/hub"
+    server.stop()
+
+
+def test_a_bucket(hub, fetch, tmp_path, bucket, planted):
+    done = fetch(grid_of(tmp_path), "--to", bucket)
+    assert done.returncode == 0, done.stderr
+    assert f"fetched={bucket}" in done.stdout and not [path for path in (tmp_path / "machine").rglob("*") if path.is_file()]
+    hub.asked.clear()
+    assert fetch(grid_of(tmp_path), "--to", bucket).returncode == 0 and hub.asked == []
+    specs = [stage.spec for stage in build(load_grid(grid_of(tmp_path), [f"fetched={bucket}"])).stages.values()]
+    [many] = [spec for spec in specs if isinstance(spec, DatasetSpec) and spec.hub == "tiny/many"]
+    assert sum(table.num_rows for table in read(many, Counter())) == 2 * len(ROWS)
+    scored = next(spec for spec in specs if isinstance(spec, EvaluateSpec) and spec.checkpoints and spec.benchmark == "xlsum")
+    copied = Storage(scored.checkpoints["model"].path or "")
+    assert copied.read("model.safetensors") == (Path(planted) / "model.safetensors").read_bytes()
+    scored = scored.model_copy(update={"template": None})
+    assert run_benchmark(load_model(planted, scored), scored).shown == {"ar": 1.0, "en": 1.0}
