@@ -20,7 +20,7 @@ from cft_ray.drift.pairs import TensorPair
 from cft_ray.drift.weights import FLOAT_BYTES, StoredTensor
 from cft_ray.errors import UserError
 
-_CHUNK = 2**19
+_CHUNK = 2**18
 """elements that are read and measured at a time: both sides and their float32 copies fit a core's cache"""
 _BLOCK = 2**10
 """elements of one float32 sum"""
@@ -135,59 +135,65 @@ def _single_threaded(threads: int) -> Iterator[ThreadPoolExecutor]:
 
 
 class _Reader:
-    """One thread's buffers."""
+    """One thread's buffers. A chunk costs few calls, because the interpreter is what the threads contend for."""
 
     def __init__(self, files: dict[Path, int]) -> None:
         self.files = files
         self.raw = [torch.empty(_CHUNK * 8, dtype=torch.uint8) for _ in range(2)]
-        self.work = [torch.empty(_CHUNK, dtype=torch.float32) for _ in range(2)]
+        self.bytes = [memoryview(raw.numpy()) for raw in self.raw]
+        self.work = torch.empty(2, _CHUNK, dtype=torch.float32)
+        self.norms = torch.empty(3, _PIECE // _BLOCK + 1, dtype=torch.float32)
+        """of the blocks of a piece: difference, left, right"""
 
     def measure(self, pair: TensorPair, start: int, stop: int) -> Norms:
-        double = "F64" in (pair.left.dtype, pair.right.dtype)
+        if "F64" in (pair.left.dtype, pair.right.dtype):
+            return self._slowly(pair, start, stop)
+        extremes: list[torch.Tensor] = []
+        done = 0
+        for first in range(start, stop, _CHUNK):
+            count = min(_CHUNK, stop - first)
+            rows = -(-count // _BLOCK)
+            for side, tensor in enumerate((pair.left, pair.right)):
+                self.work[side, :count].copy_(self._read(side, tensor, first, count))
+            if rows * _BLOCK > count:
+                self.work[:, count : rows * _BLOCK] = 0  # adds nothing to either side
+            a, b = self.work[:, : rows * _BLOCK].view(2, rows, _BLOCK)
+            difference, left, right = self.norms[:, done : done + rows]
+            torch.linalg.vector_norm(a, dim=1, out=left)
+            torch.linalg.vector_norm(b, dim=1, out=right)
+            torch.linalg.vector_norm(a.sub_(b), dim=1, out=difference)
+            extremes += torch.aminmax(a)
+            done += rows
+        squares = self.norms[:, :done].double().square().sum(1)
+        if not bool(torch.isfinite(squares).all()):  # a square may be too large for float32, or a weight be no number
+            return self._slowly(pair, start, stop)
+        l2, l2_left, l2_right = squares.sqrt().tolist()
+        return Norms(l2, l2_left, l2_right, torch.stack(extremes).abs().max().item() if extremes else 0.0)
+
+    def _slowly(self, pair: TensorPair, start: int, stop: int) -> Norms:
+        """In float64, each weight looked at."""
         squares = torch.zeros(3, dtype=torch.float64)
         max_abs = 0.0
         for first in range(start, stop, _CHUNK):
             count = min(_CHUNK, stop - first)
-            left = self._read(0, pair.left, first, count)
-            right = self._read(1, pair.right, first, count)
-            chunk, largest = self._chunk(left, right, double)
-            if not bool(torch.isfinite(chunk).all()):  # a square may be too large for float32, or a weight be no number
-                _check_finite(pair, left, right)
-                chunk, largest = self._chunk(left, right, True)
-            squares += chunk
-            max_abs = max(max_abs, largest)
+            left, right = (self._read(side, each, first, count) for side, each in enumerate((pair.left, pair.right)))
+            _check_finite(pair, left, right)
+            sides = left.double(), right.double()
+            difference = sides[0] - sides[1]
+            squares += torch.stack([values.dot(values) for values in (difference, *sides)])
+            max_abs = max(max_abs, difference.abs().max().item())
         l2, l2_left, l2_right = squares.sqrt().tolist()
         return Norms(l2, l2_left, l2_right, max_abs)
 
     def _read(self, side: int, tensor: StoredTensor, first: int, count: int) -> torch.Tensor:
         size = FLOAT_BYTES[tensor.dtype]
-        buffer = self.raw[side][: count * size]
-        view, offset = buffer.numpy().data, tensor.offset + first * size
+        view, offset = self.bytes[side][: count * size], tensor.offset + first * size
         while view:
             read = os.preadv(self.files[tensor.file], [view], offset)
             if not read:
                 raise UserError(f"ends inside tensor {tensor.name}", where=str(tensor.file), fix="fetch it again")
             view, offset = view[read:], offset + read
-        return buffer.view(_DTYPES[tensor.dtype])
-
-    def _chunk(self, left: torch.Tensor, right: torch.Tensor, double: bool) -> tuple[torch.Tensor, float]:
-        """Squared norms of difference, left and right (float64), and the largest absolute difference."""
-        if double:
-            a, b = (side.to(torch.float64, copy=True) for side in (left, right))  # the caller's buffers stay as read
-        else:
-            a, b = (work[: left.numel()].copy_(side) for work, side in zip(self.work, (left, right), strict=True))
-        squares_left, squares_right = _squares(a), _squares(b)
-        difference = a.sub_(b)
-        low, high = torch.aminmax(difference)
-        return torch.stack([_squares(difference), squares_left, squares_right]), max(-low.item(), high.item())
-
-
-def _squares(values: torch.Tensor) -> torch.Tensor:
-    """Sum of squares as float64."""
-    whole = values.numel() // _BLOCK * _BLOCK
-    blocks = torch.linalg.vector_norm(values[:whole].view(-1, _BLOCK), dim=1).double()
-    rest = values[whole:].double()
-    return blocks.dot(blocks) + rest.dot(rest)
+        return self.raw[side][: count * size].view(_DTYPES[tensor.dtype])
 
 
 def _check_finite(pair: TensorPair, left: torch.Tensor, right: torch.Tensor) -> None:
