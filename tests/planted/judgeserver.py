@@ -1,7 +1,6 @@
 """A judge on loopback that speaks OpenAI's protocol, prefers what the test plants, and fails as the test says.
 
-Items are told apart by their text: the instruction is ``instruction N``, the reference ``reference N``, the model's answer
-``answer N``.
+Items are told apart by their text: the instruction is ``instruction N``, the reference ``reference N``.
 """
 
 import json
@@ -115,7 +114,7 @@ class JudgeServer:
             if self.closed.wait(0.02) or _gone(handler):
                 handler.close_connection = True
                 return
-        reference_first = text.index(f"reference {number}") < text.index(f"answer {number}")
+        reference_first = text.index(f"reference {number}") < text.index('"model": "model_2"')
         model_first = not reference_first
         first_wins = self._wins(number) == model_first
         order = (1, 2) if first_wins else (2, 1)

@@ -89,7 +89,7 @@ class _Local:
         self._ids = _spelt(self._tokenizer, annotator.tokens)
         asked = {name: value for name, value in annotator.parameters.items() if name not in _OF_AN_ENDPOINT}
         if self._ids:
-            asked |= {"max_tokens": 1, "logprob_token_ids": [index for ids in self._ids.values() for index in ids], "logprobs": 1}
+            asked |= {"max_tokens": 1, "logprob_token_ids": [index for ids in self._ids.values() for index in ids]}
         self._parameters = _parameters(asked)
         self._room = self._engine.llm_engine.model_config.max_model_len - (self._parameters.max_tokens or 1)
 
