@@ -264,7 +264,8 @@ class Evaluation(Settings):
     data_folder: str | None = Field(
         default=None,
         min_length=1,
-        description="folder or URI that relative paths in `data` and `nltk_data` start from; none: where you are",
+        description="folder or URI that relative paths in `data` and `nltk_data` start from (`./…` starts where you are); "
+        "none: where you are",
     )
     revisions: dict[Name, str] = Field(
         default_factory=dict, description="benchmark -> commit of its hub data set; none: the newest, and recorded"

@@ -96,11 +96,11 @@ def located(path: str, folder: str | None = None) -> str:
 
     Args:
         path: as the grid gives it.
-        folder: folder or URI that a relative path starts from; none: the working directory.
+        folder: folder or URI that a relative path starts from; none, and for ``./…``: the working directory.
     """
     if is_uri(path):
         return path
-    if folder is not None and not path.startswith(("/", "~", "file://")):
+    if folder is not None and not path.startswith(("/", "~", "./", "../", "file://")):
         path = f"{folder.rstrip('/')}/{path}"
     return path if is_uri(path) else str(local_path(path))
 

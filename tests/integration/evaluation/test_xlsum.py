@@ -16,7 +16,7 @@ from cft_ray.evaluation.models import load_model
 from cft_ray.evaluation.overlay import TASKS
 from cft_ray.grid.benchmarks import BENCHMARKS
 from cft_ray.grid.settings import GenerationSettings, Template
-from cft_ray.plan.specs import EvaluateSpec
+from cft_ray.plan.specs import EvaluateSpec, ItemsSource
 
 XLSUM = BENCHMARKS["xlsum"]
 FOLDERS = {
@@ -122,3 +122,12 @@ def test_scores_are_those_of_the_plain_command_line(random_model, spec, hub_fold
 def test_template_wraps_the_whole_question(planted, spec):
     wrapped = spec.model_copy(update={"template": Template(name="alpaca")})
     assert run_benchmark(load_model(planted, wrapped), wrapped).shown == pytest.approx(EXPECTED)
+
+
+def test_files_in_place_of_the_hub(planted, spec, repository):
+    files = repository / "grids" / "data" / "xlsum" / "{language}.jsonl"
+    given = spec.model_copy(update={"items": ItemsSource(files={"scored": str(files)})})
+    result = run_benchmark(load_model(planted, given), given)
+    assert result.shown == dict.fromkeys(FOLDERS, 0.0), "MARK is in none of these summaries"
+    assert sorted(row["item"] for row in result.samples) == sorted(f"{language}-{n}" for language in FOLDERS for n in range(2))
+    assert all(row["target"] and row["response"] == "MARK" for row in result.samples)
