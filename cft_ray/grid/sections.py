@@ -209,6 +209,7 @@ class BenchmarkChoice(Settings):
 class Judge(JudgeSettings):
     """The judge of AlpacaEval: an endpoint's (`model`, `base_url`), or a local model (`hub`, `path`, or `of` this grid)."""
 
+    template: TemplateChoice = Field(default=Template(name="chat"), description="how a local judge's prompt is wrapped")
     hub: str | None = Field(default=None, description="Hugging Face id of a local judge")
     revision: str | None = Field(default=None, description="commit, tag or branch of `hub`; a commit cannot move")
     path: str | None = Field(default=None, description="folder or URI of a local judge")

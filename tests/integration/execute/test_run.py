@@ -1,5 +1,6 @@
 """Plans of planted stages on a real Ray: order, failure, resume, damage, tables."""
 
+import dataclasses
 import io
 import json
 import shutil
@@ -58,6 +59,21 @@ def test_a_shared_graph_runs_once_and_its_rows_are_in_the_tables(world):
     larger = go(world, plan(a, b, c, d, e))
     assert statuses(larger) == {"a": "cached", "b": "cached", "c": "cached", "d": "cached", "e": "done"}
     assert world.began() == {"a": 1, "b": 1, "c": 1, "d": 1, "e": 1}
+
+
+def test_what_the_plan_skips_is_said_and_is_neither_failure_nor_gap(world):
+    a = world.stage("a")
+    b = dataclasses.replace(world.stage("b", [a]), skip="b has no judge")
+    said = io.StringIO()
+    outcome = run(plan(a, b), world.storage, console=Console(file=said, width=200))
+    assert statuses(outcome) == {"a": "done", "b": "skipped"} and outcome.exit_code == 0
+    assert (outcome.cells, outcome.cells_complete) == (1, 1) and "b has no judge" in said.getvalue()
+    found = status(world.storage)
+    assert found.complete and found.cells_complete == 1 and {stage.skip for stage in found.stages} == {None, "b has no judge"}
+    shown = Console(file=io.StringIO(), width=200)
+    show(found, shown)
+    assert "b has no judge" in shown.file.getvalue()  # type: ignore[attr-defined]
+    assert set(world.table("cells")["skipped"]) == {None, "b has no judge"}
 
 
 def test_failures_stop_their_descendants_only_and_are_told(world):
