@@ -1,0 +1,1 @@
+"""Sentence embeddings of data sets, and their similarity (DES)."""
