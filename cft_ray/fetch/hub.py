@@ -27,6 +27,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import DatasetInfo, ModelInfo, RepoFile
 
 from cft_ray.artifacts.fetched import Part
+from cft_ray.artifacts.manifest import inside
 from cft_ray.errors import UserError
 
 CONVERTED = "refs/convert/parquet"
@@ -68,7 +69,7 @@ def listing(part: Part, commit: str | None = None, converted: bool = False) -> L
         if commit is None:
             commit, converted = _resolve(api, part)
         tree = api.list_repo_tree(part.repository, recursive=True, revision=commit, repo_type=part.kind)
-        files = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+        files = {_plain(entry.path, part): entry for entry in tree if isinstance(entry, RepoFile)}
         if part.kind == "model":
             chosen = {name: name for name in model_files(list(files))}
         else:
@@ -152,6 +153,14 @@ def _resolve(api: HfApi, part: Part) -> tuple[str, bool]:
             ) from None
     assert info.sha is not None
     return info.sha, converted
+
+
+def _plain(name: str, part: Part) -> str:
+    """A file's name, which becomes a path of ours."""
+    try:
+        return inside(name)
+    except ValueError as error:
+        raise UserError(f"the repository has a file named {name!r} ({error})", where=str(part), fix="take another one") from None
 
 
 def _dataset_files(part: Part, commit: str, converted: bool, names: Sequence[str]) -> dict[str, str]:

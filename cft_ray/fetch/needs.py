@@ -10,7 +10,7 @@ from cft_ray.artifacts.fetched import Part
 from cft_ray.grid.choices import chosen_benchmarks
 from cft_ray.grid.schema import Grid
 from cft_ray.plan.build import build
-from cft_ray.plan.items import items_part
+from cft_ray.plan.items import items_parts
 from cft_ray.plan.sources import dataset_part
 from cft_ray.plan.specs import Checkpoint, DatasetSpec
 
@@ -53,11 +53,10 @@ def needs(grid: Grid) -> Needs:
         if chosen.benchmark.data is not None or chosen.of(grid.evaluation.data) is not None:
             continue
         revision = chosen.of(grid.evaluation.revisions)
-        part = items_part(chosen, None if revision is None else grid.evaluation.revisions[revision])
-        if part is None:
+        found = items_parts(chosen, None if revision is None else grid.evaluation.revisions[revision])
+        if not found:
             unknown.append(chosen.name)
-        else:
-            parts[part] = None
+        parts |= dict.fromkeys(found.values())
     ordered = sorted(parts, key=lambda part: (part.kind != "model", part.repository))
     return Needs(tuple(ordered), punkt, tuple(unknown))
 

@@ -247,6 +247,9 @@ def test_what_the_hub_refuses(hub, fetch, tmp_path):
     model.damaged.add("model.safetensors")
     refused_once(fetch(grid_of(tmp_path)), tmp_path, "model.safetensors")
     model.damaged.clear()
+    model.branches["main"]["../outside.json"] = b"{}"
+    refused_once(fetch(grid_of(tmp_path)), tmp_path, "../outside.json")
+    del model.branches["main"]["../outside.json"]
     revision = ["--set", "models.tiny.base={hub: tiny/planted, revision: nowhere}"]
     refused_once(fetch(grid_of(tmp_path), *revision), tmp_path, "tiny/planted@nowhere")
     refused_once(fetch(grid_of(tmp_path), "--set", "models.tiny.base.hub=tiny/absent"), tmp_path, "tiny/absent")
@@ -268,6 +271,20 @@ def test_what_the_hub_refuses(hub, fetch, tmp_path):
 def test_data_sets_without_such_files(hub, fetch, tmp_path, change, words):
     done = fetch(grid_of(tmp_path), "--set", change)
     assert done.returncode == 2 and "Traceback" not in done.stderr and all(word in done.stderr for word in words), done.stderr
+
+
+def test_the_tasks_of_our_own_load_from_the_hub_itself(hub, tmp_path, repository):
+    code = (
+        "from lm_eval.tasks import TaskManager\n"
+        f"tasks = TaskManager(include_path={str(repository / 'cft_ray/evaluation/tasks')!r}, include_defaults=False)\n"
+        "loaded = tasks.load(['xlsum_ar', 'xlsum_en'])['tasks']\n"
+        "print(sorted(task.test_docs()[0]['id'] for task in loaded.values()))"
+    )
+    environment = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_DATASETS_OFFLINE": "0", "HF_HOME": str(tmp_path / "hf")}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=100, check=False)
+    assert done.stdout.strip().endswith("['ar0', 'en0']"), done.stderr
+    assert sorted(downloaded(hub, "csebuetnlp/xlsum")).count("0000.parquet") == 2
 
 
 def test_punkt_comes_from_this_machine_or_from_nltk(tmp_path, monkeypatch):
