@@ -1,0 +1,1 @@
+"""What generated replay is like, beside the original answers to the same prompts: see `docs/insight.md`."""
