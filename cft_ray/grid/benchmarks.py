@@ -20,6 +20,10 @@ class Items(Settings):
         default_factory=dict, description="language -> what `{language}` stands for in `config`, where that is not the code"
     )
     split: str = Field(description="the hub's split that is scored")
+    files: dict[str, str] = Field(
+        default_factory=dict,
+        description="name, as in `evaluation.data` -> file in the repository, where no configuration and split lead to it",
+    )
     columns: tuple[str, ...] = Field(description="columns that its tasks read")
     by: str | None = Field(
         default=None, description="column that tells the items of a group's tasks apart: its value is the task's `dataset_name`"
@@ -115,7 +119,12 @@ BENCHMARKS: dict[str, Benchmark] = {
         tasks={"en": "alpaca_eval"},
         metric="win_rate",
         generation=GenerationSettings(max_new_tokens=2048),
-        items=Items(hub="tatsu-lab/alpaca_eval", config="alpaca_eval", split="eval", columns=("instruction", "output")),
+        items=Items(
+            hub="tatsu-lab/alpaca_eval",
+            split="eval",
+            files={"scored": "alpaca_eval.json", "length_control": "df_gamed.csv"},
+            columns=("instruction", "output"),
+        ),
         judged=True,
     ),
     "xquad": Benchmark(

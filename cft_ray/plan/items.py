@@ -39,10 +39,12 @@ def items_source(grid: Grid, digests: Digests, chosen: ChosenBenchmark, fetched:
     in_files, at_commit = chosen.of(evaluation.data), chosen.of(evaluation.revisions)
     if in_files is None:
         revision = None if at_commit is None else evaluation.revisions[at_commit]
-        part = items_part(chosen, revision) if fetched is not None else None
-        if fetched is not None and part is not None:
-            commit = fetched.find(part, where=grid.source.where(("evaluation", "benchmarks", chosen.name))).revision
-            return ItemsSource(revision=commit, files={SCORED: fetched.location(part, commit)})
+        parts = items_parts(chosen, revision) if fetched is not None else {}
+        if fetched is not None and parts:
+            where = grid.source.where(("evaluation", "benchmarks", chosen.name))
+            commits = {name: fetched.find(part, where=where).revision for name, part in parts.items()}
+            places = {name: fetched.location(part, commits[name]) for name, part in parts.items()}
+            return ItemsSource(revision=commits[SCORED], files=places)
         return None if revision is None else ItemsSource(revision=revision)
     path = ("evaluation", "data", in_files)
     where = grid.source.where(path)
@@ -62,15 +64,18 @@ def items_source(grid: Grid, digests: Digests, chosen: ChosenBenchmark, fetched:
     return ItemsSource(digest=items_digest(digests, files, languages, where=where), files=files)
 
 
-def items_part(chosen: ChosenBenchmark, revision: str | None) -> "Part | None":
-    """What a benchmark's items are on the hub, for `cft-ray fetch` and what it left; None where that is not declared."""
+def items_parts(chosen: ChosenBenchmark, revision: str | None) -> "dict[str, Part]":
+    """What a benchmark's items are on the hub, for `cft-ray fetch` and what it left; empty where that is not declared."""
     from cft_ray.artifacts.fetched import Part  # loads pyarrow, which a plan without copies does not need
 
     items = chosen.benchmark.items
     if items is None:
-        return None
+        return {}
     languages = tuple(chosen.benchmark.tasks)
-    return Part(items.hub, "dataset", revision, config=items.config, split=items.split, languages=languages, names=items.names)
+    if items.files:
+        return {name: Part(items.hub, "dataset", revision, pattern=file) for name, file in items.files.items()}
+    part = Part(items.hub, "dataset", revision, config=items.config, split=items.split, languages=languages, names=items.names)
+    return {SCORED: part}
 
 
 def items_digest(digests: Digests, files: Mapping[str, str], languages: Sequence[str], *, where: str) -> str:

@@ -7,11 +7,9 @@ from cft_ray.data.readers import read_file
 from cft_ray.errors import UserError
 from cft_ray.evaluation.items import local_files
 from cft_ray.grid.benchmarks import BENCHMARKS
+from cft_ray.plan.items import SCORED
 from cft_ray.plan.specs import ItemsSource
 
-HUB_FILE = "alpaca_eval.json"
-"""What the hub's loading script, which `datasets` no longer runs, reads for the configuration ``alpaca_eval``."""
-HUB_CONTROL = "df_gamed.csv"
 CONTROL = "length_control"
 """Beside the items, in `evaluation.data`: the file that the length-controlled win rate is regularised with."""
 _LANGUAGE = "en"
@@ -66,7 +64,9 @@ def read_items(source: ItemsSource | None, limit: int | None) -> Items:
         paths, control = [path for split in files.values() for path in split], controls[0] if controls else None
     else:
         revision = source.revision if source is not None else None
-        paths, control = [_from_hub(HUB_FILE, revision)], _from_hub_if_there(HUB_CONTROL, revision)
+        # Plain files: what `datasets` would load is a script, which it no longer runs.
+        paths = [_from_hub(declared.files[SCORED], revision)]
+        control = _from_hub_if_there(declared.files[CONTROL], revision)
         revisions = {declared.hub: Path(paths[0]).parent.name}  # the cache has a folder a commit
     columns = declared.columns
     rows = [row for path in paths for table in read_file(path, columns) for row in table.to_pylist()]
