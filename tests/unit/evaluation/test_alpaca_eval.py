@@ -21,6 +21,8 @@ from cft_ray.evaluation.alpaca_eval.annotator import Annotator, Question
 from cft_ray.evaluation.alpaca_eval.items import Item, read_items
 from cft_ray.evaluation.alpaca_eval.rows import evaluation_of, judging_of
 from cft_ray.evaluation.alpaca_eval.win_rate import win_rates
+from cft_ray.fetch.needs import needs
+from cft_ray.grid.schema import load_grid
 from cft_ray.grid.settings import GenerationSettings, JudgeSettings
 from cft_ray.metrics.schemas import table_of
 from cft_ray.plan.digest import Digests
@@ -264,6 +266,14 @@ def test_items_from_files(tmp_path):
     (tmp_path / "holes.json").write_text(json.dumps([rows[0], {"instruction": "x", "output": None}]))
     with pytest.raises(UserError, match=r"row 1.*\n?.*"):
         read_items(ItemsSource(files={"scored": str(tmp_path / "holes.json")}), None)
+
+
+def test_without_files_items_are_the_hubs(repository):
+    with pytest.raises(UserError, match=r"evaluation\.data\.alpaca_eval"):
+        read_items(None, 1)  # tests do not reach the hub
+    grid = load_grid(repository / "grids" / "paper.yaml", ["exclude=[{phase2: mopenorca}]"])
+    fetched = [part for part in needs(grid).parts if part.repository == "tatsu-lab/alpaca_eval"]
+    assert {part.pattern for part in fetched} == {"alpaca_eval.json", "df_gamed.csv"}
 
 
 def test_a_judgement_counts_only_for_the_answer_that_was_judged(tmp_path):
