@@ -6,7 +6,8 @@ the driver, so that no further task needs a CPU.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -15,50 +16,54 @@ import ray
 
 from cft_ray.embedding.blocks import Blocks, blocks_of, read_block, text_of
 from cft_ray.embedding.model import Embedder
-from cft_ray.plan.specs import EmbedSpec
-from cft_ray.stages.context import StageContext
+from cft_ray.grid.settings import EmbeddingSettings
+from cft_ray.plan.stage import Resources
 
+Locate = Callable[[], tuple[Path, str | None]]
+"""Called where the work is done: the folders of the data set and of the embedding model (None: the lexical embedder)."""
 IN_FLIGHT = 2
 """blocks that an actor is given at a time: the next one is there when it has done one"""
 
 
-def embedded(context: StageContext, numbers: Sequence[int]) -> Iterator[pa.Table]:
+def embedded(settings: EmbeddingSettings, resources: Resources, locate: Locate, numbers: Sequence[int]) -> Iterator[pa.Table]:
     """Embed blocks.
 
     Args:
-        context: of an `embed` stage.
+        settings: how.
+        resources: ``workers`` actors at most, each with ``cpus`` CPUs and ``gpus`` GPUs.
+        locate: see `Locate`.
         numbers: of the blocks.
 
     Yields:
-        A table for each block, with the columns of `Block.__call__`.
+        A table for one or several blocks, with the columns of `Block.__call__`.
 
     Raises:
         UserError: no embedding model; vectors that are not finite.
     """
     if not numbers:
         return
+    given = (settings, max(1, int(resources.cpus)), locate)
     if not ray.is_initialized():
-        work = Block(context)
+        work = Block(*given)
         for number in numbers:
-            yield work(pa.table({"block": [number]}))
+            yield work.block(number)
         return
     data = ray.data.DataContext.get_current()
     data.enable_progress_bars = False
     data.print_on_execution_start = False
     data.execution_options.preserve_order = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    needs = context.stage.resources
-    pool = ray.data.ActorPoolStrategy(min_size=1, max_size=needs.workers, max_tasks_in_flight_per_actor=IN_FLIGHT)
+    pool = ray.data.ActorPoolStrategy(min_size=1, max_size=resources.workers, max_tasks_in_flight_per_actor=IN_FLIGHT)
     # A table of its own for each: Ray Data deals out tables, not rows.
     asked = ray.data.from_arrow([pa.table({"block": [number]}) for number in numbers])
     done = asked.map_batches(
         Block,
-        fn_constructor_args=(context,),
+        fn_constructor_args=given,
         batch_size=None,
         batch_format="pyarrow",
         compute=pool,
-        num_cpus=needs.cpus,
-        num_gpus=needs.gpus,
+        num_cpus=resources.cpus,
+        num_gpus=resources.gpus,
         scheduling_strategy="DEFAULT",
     )
     for batch in done.iter_batches(batch_size=None, batch_format="pyarrow"):
@@ -69,16 +74,16 @@ class Block:
     """What an actor of the pool is: a loaded model, and the data set on this machine.
 
     Args:
-        context: of an `embed` stage.
+        settings: how texts become vectors.
+        threads: of torch, on a CPU.
+        locate: see `Locate`.
     """
 
-    def __init__(self, context: StageContext) -> None:
-        self.spec = cast(EmbedSpec, context.stage.spec)
-        folder = context.model("embedder") if "embedder" in self.spec.checkpoints else None
-        threads = max(1, int(context.stage.resources.cpus))
-        self.embedder = Embedder(folder, max_length=self.spec.settings.max_length, threads=threads)
-        self.data = context.input("data")
-        self.blocks: Blocks = blocks_of(self.data, self.spec.settings)
+    def __init__(self, settings: EmbeddingSettings, threads: int, locate: Locate) -> None:
+        self.settings = settings
+        self.data, folder = locate()
+        self.embedder = Embedder(folder, max_length=settings.max_length, threads=threads)
+        self.blocks: Blocks = blocks_of(self.data, settings)
 
     def __call__(self, asked: pa.Table) -> pa.Table:
         """Embed the blocks in the column ``block``.
@@ -88,16 +93,17 @@ class Block:
             the block's ``empty`` and ``truncated`` texts, the same in all its rows (a block without any text has one row
             without vector).
         """
-        return pa.concat_tables([self._one(int(number)) for number in asked["block"].to_pylist()], promote_options="permissive")
+        return pa.concat_tables([self.block(int(number)) for number in asked["block"].to_pylist()], promote_options="permissive")
 
-    def _one(self, number: int) -> pa.Table:
+    def block(self, number: int) -> pa.Table:
+        """Embed one block."""
         rows = read_block(self.data, self.blocks.places(number))
-        texts = np.array([text_of(row, self.spec.settings.text) for row in rows.to_pylist()], dtype=object)
+        texts = np.array([text_of(row, self.settings.text) for row in rows.to_pylist()], dtype=object)
         there = np.flatnonzero([bool(text) for text in texts])
         counts: dict[str, Any] = {"block": number, "empty": len(texts) - len(there), "truncated": 0}
         if not len(there):
             return _table(counts, pa.array([None], pa.string()), pa.array([None], pa.string()), None)
-        found = self.embedder.encode(texts[there].tolist(), self.spec.settings.batch_size)
+        found = self.embedder.encode(texts[there].tolist(), self.settings.batch_size)
         kept = rows.take(pa.array(there))
         counts["truncated"] = found.truncated
         return _table(counts, kept["id"].combine_chunks(), kept["language"].combine_chunks(), found.vectors)

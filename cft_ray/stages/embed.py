@@ -6,9 +6,9 @@ on with the others. Writes what `cft_ray.embedding.store` says.
 """
 
 import os
-import time
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -47,13 +47,11 @@ def run(context: StageContext) -> dict[str, Any]:
     missing = [number for number in range(len(blocks)) if number not in finished]
     done = sum(len(blocks.places(number)) for number in finished)
     context.progress(done=done, total=blocks.rows, unit="texts", note=note or "the model is loaded")
-    start, fresh = time.monotonic(), 0
-    for table in embedded(context, missing):
+    for table in embedded(spec.settings, context.stage.resources, partial(_locate, context), missing):
         for number in table["block"].unique().to_pylist():
             _keep(folder, number, table.filter(pc.field("block") == number))
-            fresh += len(blocks.places(number))
-        speed = fresh / max(time.monotonic() - start, 1e-9)
-        context.progress(done=done + fresh, total=blocks.rows, unit="texts", tokens_per_second=speed, note=note or "")
+            done += len(blocks.places(number))
+        context.progress(done=done, total=blocks.rows, unit="texts", note=note or "")
     counts: Counter[str] = Counter()
     languages = store.write(context.output, _in_order(folder, len(blocks), counts))
     dimension = pq.read_schema(next((context.output / store.PARTS).iterdir())).field("vector").type.list_size
@@ -69,6 +67,11 @@ def run(context: StageContext) -> dict[str, Any]:
         "dimension": dimension,
         **({"note": note} if note else {}),
     }
+
+
+def _locate(context: StageContext) -> tuple[Path, str | None]:
+    named = cast(EmbedSpec, context.stage.spec).checkpoints
+    return context.input("data"), context.model("embedder") if "embedder" in named else None
 
 
 def _keep(folder: Path, number: int, table: pa.Table) -> None:

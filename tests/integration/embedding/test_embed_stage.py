@@ -21,7 +21,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from cft_ray.data.rows import FILE, SCHEMA, table, write_rows
-from cft_ray.embedding import blocks, store
+from cft_ray.embedding import blocks, store, work
 from cft_ray.errors import UserError
 from cft_ray.execute.attempt import _cause
 from cft_ray.grid.settings import EmbeddingSettings
@@ -193,7 +193,7 @@ def test_bad_input_is_told(tmp_path: Path, encoder: Path) -> None:
         embed(tmp_path / "b", data_set(tmp_path, {"en": ["hello"]}), encoder, text="answer")
     with pytest.raises(UserError, match="no such folder"):
         embed(tmp_path / "c", tmp_path / "data", tmp_path / "nowhere")
-    with pytest.raises(UserError, match="modules.json"):
+    with pytest.raises(UserError, match=r"modules\.json"):
         embed(tmp_path / "d", tmp_path / "data", encoder.parent / "bert")
     broken = SentenceTransformer(str(encoder), device="cpu")
     with torch.no_grad():
@@ -207,14 +207,18 @@ def test_finished_blocks_are_not_embedded_again(tmp_path: Path, encoder: Path, m
     monkeypatch.setattr(blocks, "BLOCK", 10)
     data = data_set(tmp_path, {"en": sentences(0, 45)})
     context = embed_context(tmp_path / "a", data, encoder, Resources(), sample=None)
-    part = embed_stage.embedded(context, [1, 3])
+    settings = EmbeddingSettings(sample=None)
+    part = work.embedded(settings, Resources(), lambda: (data, str(encoder)), [1, 3])
     (context.scratch / "blocks").mkdir()
     for made in part:
         embed_stage._keep(context.scratch / "blocks", made["block"][0].as_py(), made)
     asked: list[list[int]] = []
-    monkeypatch.setattr(
-        embed_stage, "embedded", lambda context, numbers, go=embed_stage.embedded: go(context, asked.append(numbers) or numbers)
-    )
+
+    def watched(settings, resources, locate, numbers):
+        asked.append(numbers)
+        yield from work.embedded(settings, resources, locate, numbers)
+
+    monkeypatch.setattr(embed_stage, "embedded", watched)
     embed_stage.run(context)
     assert asked == [[0, 2, 4]]
     whole, _ = embed(tmp_path / "b", data, encoder, sample=None)
@@ -232,7 +236,7 @@ def test_a_pool_of_actors_gives_the_same(tmp_path: Path, encoder: Path, ray_sess
     made = output, outputs
     found, rows = compare(tmp_path / "s", made, made, resamples=50)
     assert found["des"] == rows["des", None] == pytest.approx(1.0, abs=1e-6)
-    with pytest.raises(Exception, match="modules.json") as raised:
+    with pytest.raises(Exception, match=r"modules\.json") as raised:
         embed(tmp_path / "b", data, encoder.parent / "bert")
     assert isinstance(_cause(raised.value), UserError)  # what a run shows
 
@@ -298,7 +302,7 @@ def test_des_of_real_text_is_the_reference(tmp_path: Path, encoder: Path, shared
                     mean = vectors(made[name][0]).astype(np.float64).mean(axis=0)
                 means.append(mean / np.linalg.norm(mean))
             assert outputs["des"] == pytest.approx(means[0] @ means[1], abs=1e-6)
-            assert outputs["des_low"] <= outputs["des"] + 0.02 and outputs["des_low"] < outputs["des_high"] or left == right
+            assert (outputs["des_low"] <= outputs["des"] + 0.02 and outputs["des_low"] < outputs["des_high"]) or left == right
             assert rows["des", None] == outputs["des"]
 
 
