@@ -50,7 +50,7 @@ def write(output: Path, blocks: Iterable[pa.Table]) -> dict[str, int]:
             table = block.select(["id", "language", "vector"])
             if writer is None:  # vectors neither repeat nor shrink
                 file = output / PARTS / f"part-{part:05d}.parquet"
-                writer = pq.ParquetWriter(file, table.schema, compression="none", use_dictionary=["language"])
+                writer = pq.ParquetWriter(file, table.schema, compression="none", use_dictionary=False)
             writer.write_table(table)
             _add(table, sums, counts)
             rows += table.num_rows

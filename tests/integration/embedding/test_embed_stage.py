@@ -151,8 +151,8 @@ def test_vectors_are_the_models_in_the_data_sets_order(tmp_path: Path, encoder: 
 def test_sample_is_drawn_with_the_seed_and_a_small_data_set_is_taken_whole(tmp_path: Path, encoder: Path) -> None:
     data = data_set(tmp_path, {"en": sentences(0, 50)})
     ids = {}
-    for name, settings in {"a": {"seed": 1}, "b": {"seed": 1}, "c": {"seed": 2}}.items():
-        output, outputs = embed(tmp_path / name, data, encoder, sample=20, **settings)
+    for name, seed in {"a": 1, "b": 1, "c": 2}.items():
+        output, outputs = embed(tmp_path / name, data, encoder, sample=20, seed=seed)
         ids[name] = pq.read_table(next((output / "embeddings").iterdir()))["id"].to_pylist()
         assert len(set(ids[name])) == outputs["rows"] == 20 and outputs["rows_available"] == 50 and "note" not in outputs
     assert ids["a"] == ids["b"] != ids["c"]
