@@ -5,6 +5,7 @@ one place favours neither side. Preferences count as the package counts them: 1,
 answer is; 1.5, neither; between them, by probability.
 """
 
+import logging
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ from alpaca_eval import completion_parsers, constants, utils
 
 from cft_ray.evaluation.alpaca_eval.items import Item
 from cft_ray.grid.settings import JudgeSettings
+
+# Its parsers log every malformed judgement, whole, to the root logger; here they are counted.
+logging.getLogger().addFilter(lambda record: record.pathname != completion_parsers.__file__)
 
 SEED = 0
 """Of the order of the answers: the package's default."""

@@ -207,13 +207,13 @@ def test_a_local_judge_that_cannot_judge_says_so(tmp_path, planted, undecided, i
     with pytest.raises(StageFailed, match=r"refused.*do not fit"):
         run(context(tmp_path, items, models, short))
     unknown = JudgeSettings(template=Template(name="plain"), parameters={"best_of": 2})
+    with pytest.raises(UserError, match="nowhere"):
+        run(context(tmp_path, items, {"judge": "nowhere"}, unknown))
     with pytest.raises(UserError, match="best_of"):
         run(context(tmp_path, items, models, unknown))
     ranking = JudgeSettings(template=Template(name="plain"), parameters={"max_tokens": 8})
     with pytest.raises(StageFailed, match="malformed"):
         run(context(tmp_path, items, models, ranking))
-    with pytest.raises(UserError, match="nowhere"):
-        run(context(tmp_path, items, {"judge": "nowhere"}, unknown, limit=2))
 
 
 @pytest.fixture(scope="module")
