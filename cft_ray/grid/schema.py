@@ -16,7 +16,6 @@ from cft_ray.grid.problems import as_user_error
 from cft_ray.grid.settings import Settings, Template
 from cft_ray.grid.source import Source, parse, read
 
-
 SECTIONS = ("insight",)
 """Optional sections that a command may ask for (`--with`) where the file has none."""
 
