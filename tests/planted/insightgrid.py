@@ -101,7 +101,9 @@ def _cell(
     planter.stage(p2, "finetune", f"{model} {phase1}→{phase2} {strategy}", strategy=facts)
     roles = {"base": base, "phase1": p1, "phase2": p2}
     closeness, kept = DES[phase1, phase2], 1 - TRANSFER[strategy]
-    roles["insight:des"] = _similarity(planter, f"des {phase1} {phase2}", "similarity", _des(planter, phase1, phase2, closeness))
+    roles["insight:des"] = _similarity(
+        planter, f"des {phase1} {phase2}", "similarity", _des(planter, phase1, phase2, closeness), embedder="lexical"
+    )
     drift = 2.0 * (1 - closeness) * TRANSFER[strategy] + 0.02 * seed
     roles["insight:drift:phase1-phase2"] = _similarity(
         planter, f"drift {p1} {p2}", "drift", [_row("mpd", p1, p2, drift), _row("l2", p1, p2, 3 * drift)]
@@ -134,10 +136,10 @@ def _cell(
     return roles
 
 
-def _similarity(planter: _Planter, name: str, kind: str, rows: list[dict[str, Any]]) -> str:
+def _similarity(planter: _Planter, name: str, kind: str, rows: list[dict[str, Any]], **outputs: Any) -> str:
     if name not in planter.rows.get("similarity", {}):
         planter.put("similarity", name, *rows)
-        planter.stage(name, kind)
+        planter.stage(name, kind, **outputs)
     return name
 
 
@@ -146,9 +148,9 @@ def _row(measure: str, left: str, right: str, value: float, **more: Any) -> dict
 
 
 def _des(planter: _Planter, phase1: str, phase2: str, value: float) -> list[dict[str, Any]]:
-    sides = [planter.stage(f"data {name}", "dataset", name) for name in (phase1, phase2)]
+    left, right = (planter.stage(f"data {name}", "dataset", name) for name in (phase1, phase2))
     rows = [("des", value), ("des_low", value - 0.02), ("des_high", value + 0.015)]
-    return [_row(measure, *sides, number) for measure, number in rows] + [_row("des", *sides, 0.1, language="de")]
+    return [_row(measure, left, right, number) for measure, number in rows] + [_row("des", left, right, 0.1, language="de")]
 
 
 def _norm(phase1: str, projection: str, head: int, layer: int, layers: int) -> float:

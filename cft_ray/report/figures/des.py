@@ -11,6 +11,7 @@ from cft_ray.report.figures import style
 from cft_ray.report.tables import GridTables, NothingToDraw
 
 MEASURES = ("des", "des_low", "des_high")
+LEXICAL = "lexical embedding (character n-grams): alike in words, not in meaning"
 
 
 def draw(tables: GridTables) -> dict[str, Figure]:
@@ -46,7 +47,7 @@ def draw(tables: GridTables) -> dict[str, Figure]:
     axes.set_yticks(range(len(names)), names)
     axes.spines[:].set_visible(False)
     canvas.colorbar(image, ax=axes, shrink=0.8, label="DES (cosine of mean embeddings)")
-    axes.set_title("Similarity of data sets, with 95 % bootstrap intervals")
+    axes.set_title("\n".join(["Similarity of data sets, with 95 % bootstrap intervals", *embedders(tables)]))
     return {"des": canvas}
 
 
@@ -60,6 +61,14 @@ def matrix(tables: GridTables) -> dict[tuple[str, str], tuple[float, float | Non
             found.setdefault((tables.label(left), tables.label(right)), {})[measure] = value
     whole = {pair: (own["des"], own.get("des_low"), own.get("des_high")) for pair, own in found.items() if "des" in own}
     return whole | {(right, left): value for (left, right), value in whole.items()}
+
+
+def embedders(tables: GridTables) -> list[str]:
+    """What the comparisons' embeddings came from, a line each; empty where the stages do not say."""
+    stages = tables.similarity.filter(pl.col("measure") == "des")["fingerprint"].unique(maintain_order=True)
+    outputs = [tables.stages[stage].outputs for stage in stages if stage in tables.stages]
+    named = dict.fromkeys(str(one["embedder"]) for one in outputs if one.get("embedder"))
+    return [LEXICAL if name == "lexical" else f"embedded by {name}" for name in named]
 
 
 def _text(value: tuple[float, float | None, float | None]) -> str:

@@ -103,7 +103,9 @@ def test_des_matrix_shows_values_and_intervals_on_both_sides(planted) -> None:
     assert len(found) == 8
     for (left, right), value in DES.items():
         assert found[left, right] == found[right, left] == (value, value - 0.02, value + 0.015)
-    texts = [text.get_text() for text in des.draw(tables)["des"].axes[0].texts]
+    axes = des.draw(tables)["des"].axes[0]
+    assert axes.get_title().endswith(des.LEXICAL)
+    texts = [text.get_text() for text in axes.texts]
     assert texts.count("0.930\n0.910–0.945") == 2 and texts.count("same") == 5
 
 
@@ -151,7 +153,8 @@ def test_writing_is_whole_and_repeatable(planted, tmp_path: Path) -> None:
         assert first[f"{name}.pdf"].startswith(b"%PDF") and first[f"{name}.png"].startswith(b"\x89PNG")
         assert b"<svg" in first[f"{name}.svg"]
     rows = pl.read_parquet(folder / "similarity_and_forgetting.parquet")
-    assert rows.equals(report.correlations) and pl.read_csv(folder / "similarity_and_forgetting.csv").height == rows.height
+    assert report.correlations is not None and rows.equals(report.correlations)
+    assert pl.read_csv(folder / "similarity_and_forgetting.csv").height == rows.height
     write(tables, folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == first
     (tmp_path / "file").write_text("")
