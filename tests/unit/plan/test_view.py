@@ -58,7 +58,7 @@ def test_storage_says_what_is_cached_and_is_not_touched(repository, tmp_path):
 
 def test_terminal_shows_every_grid(repository):
     for path in sorted((repository / "grids").glob("*.yaml")):
-        grid = load_grid(path)
+        grid = load_grid(path, ["evaluation.data={}"])  # the real items are not on every machine
         plan = build(grid)
         text = io.StringIO()
         show(plan, grid, Console(file=text, width=200), [])
