@@ -12,8 +12,8 @@ about 1e-6 nats, and exactly 0 for equal logits.
 import torch
 from torch import nn
 
-BLOCK = 2**24
-"""logits a side in one block: 64 MiB in float32; three such arrays are held at a time"""
+BLOCK = 2**23
+"""logits a side in one block: 32 MiB in float32; three such arrays are held at a time"""
 
 
 def divergences(left: torch.Tensor, left_head: nn.Module, right: torch.Tensor, right_head: nn.Module) -> torch.Tensor:
@@ -32,13 +32,7 @@ def divergences(left: torch.Tensor, left_head: nn.Module, right: torch.Tensor, r
     step = max(1, BLOCK // _weight(left_head).shape[0])
     for start in range(0, len(left), step):
         block = slice(start, start + step)
-        p, q = logits(left[block], left_head), logits(right[block], right_head)
-        p -= p.amax(-1, keepdim=True)
-        q -= q.amax(-1, keepdim=True)
-        weights = p.exp()
-        p -= q
-        mean = (p.mul_(weights).sum(-1).double()) / (total := weights.sum(-1).double())
-        found[block] = mean - total.log() + q.exp_().sum(-1).double().log()
+        found[block] = _block(logits(left[block], left_head), logits(right[block], right_head))
     return found
 
 
@@ -49,6 +43,15 @@ def logits(hidden: torch.Tensor, head: nn.Module) -> torch.Tensor:
         product = torch.mm(hidden, weight.T, out_dtype=torch.float32)
         return product if bias is None else product.add_(bias)
     return nn.functional.linear(hidden, weight, bias).float()
+
+
+def _block(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    """Of logits, which are overwritten; a function, so that a block's arrays are gone before the next one's are made."""
+    p -= p.amax(-1, keepdim=True)
+    q -= q.amax(-1, keepdim=True)
+    weights = p.exp()
+    mean = p.sub_(q).mul_(weights).sum(-1).double() / (total := weights.sum(-1).double())
+    return mean - total.log() + q.exp_().sum(-1).double().log()
 
 
 def _weight(head: nn.Module) -> torch.Tensor:

@@ -116,6 +116,20 @@ def measure_divergence(
         UserError: models that cannot be loaded or compared, no row that fits, numbers that are not finite.
     """
     left, right = (load(folder, settings.dtype) for folder in (left_folder, right_folder))
+    return compare(left, right, rows, template, settings, where=where, progress=progress)
+
+
+def compare(
+    left: LoadedModel,
+    right: LoadedModel,
+    rows: pa.Table,
+    template: Template,
+    settings: DivergenceSettings,
+    *,
+    where: str,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Divergence:
+    """As `measure_divergence`, of models that are loaded."""
     _check(left, right)
     if settings.sample is not None:
         chosen, _ = select(rows.num_rows, min(settings.sample, rows.num_rows), settings.seed)
