@@ -5,8 +5,10 @@ placement group (they would wait for room in one that holds nothing), and what t
 the driver, so that no further task needs a CPU.
 """
 
+import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,9 +18,12 @@ import ray
 
 from cft_ray.embedding.blocks import Blocks, blocks_of, read_block, text_of
 from cft_ray.embedding.model import Embedder
+from cft_ray.errors import UserError
 from cft_ray.grid.settings import EmbeddingSettings
 from cft_ray.plan.stage import Resources
 
+PROBLEM = "problem"
+"""column of a table that says why there is no other: a `UserError` as JSON"""
 Locate = Callable[[], tuple[Path, str | None]]
 """Called where the work is done: the folders of the data set and of the embedding model (None: the lexical embedder)."""
 IN_FLIGHT = 2
@@ -67,7 +72,10 @@ def embedded(settings: EmbeddingSettings, resources: Resources, locate: Locate, 
         scheduling_strategy="DEFAULT",
     )
     for batch in done.iter_batches(batch_size=None, batch_format="pyarrow"):
-        yield cast(pa.Table, batch)
+        table = cast(pa.Table, batch)
+        if PROBLEM in table.column_names:
+            raise UserError(*json.loads(table[PROBLEM][0].as_py()))
+        yield table
 
 
 class Block:
@@ -81,9 +89,24 @@ class Block:
 
     def __init__(self, settings: EmbeddingSettings, threads: int, locate: Locate) -> None:
         self.settings = settings
-        self.data, folder = locate()
-        self.embedder = Embedder(folder, max_length=settings.max_length, threads=threads)
-        self.blocks: Blocks = blocks_of(self.data, settings)
+        self._threads, self._locate = threads, locate
+
+    # Made by the first block, not when the actor is: what goes wrong there would look as if its process had died.
+
+    @cached_property
+    def folders(self) -> tuple[Path, str | None]:
+        """As `Locate` says."""
+        return self._locate()
+
+    @cached_property
+    def embedder(self) -> Embedder:
+        """The loaded model."""
+        return Embedder(self.folders[1], max_length=self.settings.max_length, threads=self._threads)
+
+    @cached_property
+    def blocks(self) -> Blocks:
+        """How the data set is cut."""
+        return blocks_of(self.folders[0], self.settings)
 
     def __call__(self, asked: pa.Table) -> pa.Table:
         """Embed the blocks in the column ``block``.
@@ -91,13 +114,19 @@ class Block:
         Returns:
             A row for each row with text: ``block``, ``id``, ``language``, ``vector`` (float32 list of fixed length), and
             the block's ``empty`` and ``truncated`` texts, the same in all its rows (a block without any text has one row
-            without vector).
+            without vector). Or the one column `PROBLEM`: Ray Data wraps what is raised beyond recognition.
         """
+        try:
+            return self._blocks_of(asked)
+        except UserError as error:
+            return pa.table({PROBLEM: [json.dumps([error.what, error.where, error.fix])]})
+
+    def _blocks_of(self, asked: pa.Table) -> pa.Table:
         return pa.concat_tables([self.block(int(number)) for number in asked["block"].to_pylist()], promote_options="permissive")
 
     def block(self, number: int) -> pa.Table:
         """Embed one block."""
-        rows = read_block(self.data, self.blocks.places(number))
+        rows = read_block(self.folders[0], self.blocks.places(number))
         texts = np.array([text_of(row, self.settings.text) for row in rows.to_pylist()], dtype=object)
         there = np.flatnonzero([bool(text) for text in texts])
         counts: dict[str, Any] = {"block": number, "empty": len(texts) - len(there), "truncated": 0}
