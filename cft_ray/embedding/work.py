@@ -69,9 +69,8 @@ def embedded(settings: EmbeddingSettings, resources: Resources, locate: Locate, 
         compute=pool,
         num_cpus=resources.cpus,
         num_gpus=resources.gpus,
-        scheduling_strategy="DEFAULT",
     )
-    for batch in done.iter_batches(batch_size=None, batch_format="pyarrow"):
+    for batch in done.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         table = cast(pa.Table, batch)
         if PROBLEM in table.column_names:
             raise UserError(*json.loads(table[PROBLEM][0].as_py()))
