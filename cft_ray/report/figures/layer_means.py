@@ -48,7 +48,7 @@ def draw(tables: GridTables) -> dict[str, Figure]:
         _panel(axes, model, chains)
     handles = {one.legend: _handle(one) for chains in found.values() for one in chains}
     style.legend(canvas, list(handles.values()), columns=3 if len(found) > 1 else 2)
-    canvas.suptitle("Mean activations of each layer, before and after Phase 2 (numbers: first and last layer)")
+    canvas.suptitle("Mean activations of each layer,\nbefore and after Phase 2 (numbers: first and last layer)")
     return {"figure_1_layer_means": canvas}
 
 
