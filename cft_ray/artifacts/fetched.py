@@ -20,6 +20,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 
 from cft_ray.artifacts.manifest import Digest, inside
 from cft_ray.artifacts.storage import Storage
+from cft_ray.data.languages import filled, names_language
 from cft_ray.errors import UserError
 
 LARGEST = 16 * 2**20
@@ -35,9 +36,9 @@ class Part:
         repository: ``owner/name``.
         kind: of the repository.
         revision: commit, tag or branch as the grid names it; None: the newest.
-        config: a data set's configuration, ``{language}`` allowed.
+        config: a data set's configuration, ``{language}`` and ``{flores}`` allowed.
         split: a data set's split; None where ``pattern`` says which files.
-        pattern: of file names in the repository, ``{language}`` and ``*`` allowed.
+        pattern: of file names in the repository, ``{language}``, ``{flores}`` and ``*`` allowed.
         languages: ISO 639-1 codes, for ``{language}``; without meaning where there is none.
         names: language -> what stands for ``{language}`` where that is not the code.
     """
@@ -54,7 +55,7 @@ class Part:
     @property
     def by_language(self) -> bool:
         """Whether each language has files of its own."""
-        return "{language}" in f"{self.config}{self.pattern}"
+        return names_language(f"{self.config}{self.pattern}")
 
     @property
     def folders(self) -> tuple[str, ...]:
@@ -72,7 +73,7 @@ class Part:
 
     def filled(self, text: str, language: str) -> str:
         """``config`` or ``pattern`` of one language."""
-        return text.replace("{language}", self.names.get(language, language))
+        return filled(text.replace("{language}", self.names.get(language, language)), language)
 
     def __str__(self) -> str:
         words = [] if self.kind == "model" else [self.pattern] if self.pattern else [self.config or "default", str(self.split)]

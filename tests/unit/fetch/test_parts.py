@@ -35,6 +35,15 @@ def test_parts_have_distinct_places(tmp_path):
     assert fetched.location(parts[-1], COMMIT) == f"{tmp_path}/models/google--xquad/{COMMIT}/model"
 
 
+def test_each_language_of_a_part_has_its_name_and_its_folder():
+    renamed = replace(XQUAD, config="{language}_simple", names={"ar": "arabic"})
+    flores = replace(XQUAD, config="{flores}")
+    assert [renamed.filled("{language}_simple", language) for language in renamed.languages] == ["arabic_simple", "de_simple"]
+    assert [flores.filled("{flores}", language) for language in flores.languages] == ["arb_Arab", "deu_Latn"]
+    assert renamed.folders == flores.folders == ("ar", "de")
+    assert replace(XQUAD, config="all").folders == ()
+
+
 def test_manifests_are_checked(tmp_path):
     good = {
         "repository": "google/xquad",
