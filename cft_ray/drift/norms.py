@@ -140,7 +140,7 @@ class _Reader:
     def __init__(self, files: dict[Path, int]) -> None:
         self.files = files
         self.raw = [torch.empty(_CHUNK * 8, dtype=torch.uint8) for _ in range(2)]
-        self.bytes = [memoryview(raw.numpy()) for raw in self.raw]
+        self.bytes = [raw.numpy().data for raw in self.raw]
         self.work = torch.empty(2, _CHUNK, dtype=torch.float32)
         self.norms = torch.empty(3, _PIECE // _BLOCK + 1, dtype=torch.float32)
         """of the blocks of a piece: difference, left, right"""
