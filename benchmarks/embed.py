@@ -33,12 +33,13 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from cft_ray.data.rows import FILE, table, write_rows
-from cft_ray.embedding.blocks import BLOCK
 from cft_ray.embedding.work import Block, Locate, embedded
 from cft_ray.grid.settings import EmbeddingSettings
 from cft_ray.plan.specs import Checkpoint, EmbedSpec
 from cft_ray.plan.stage import Resources, Stage
 from cft_ray.stages.embed import run
+
+BLOCK = EmbeddingSettings().block_rows
 
 WORDS = [f"word{number}" for number in range(2000)]
 BATCH = 32
@@ -83,7 +84,7 @@ class Context:
 def main() -> None:
     """Measure, print and record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--texts", type=int, default=8 * BLOCK, help="for the speeds; 3 blocks of 2,048 at least")
+    parser.add_argument("--texts", type=int, default=8 * BLOCK, help=f"for the speeds; 3 blocks of {BLOCK:,} at least")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--stream", type=int, default=1_000_000, help="texts for the memory; 0: leave it out")
     parser.add_argument("--folder", help="where to put the texts; default: the system's temporary folder")

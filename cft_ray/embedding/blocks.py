@@ -16,9 +16,6 @@ from cft_ray.errors import UserError
 from cft_ray.grid.settings import EmbeddingSettings
 from cft_ray.strategies.selection import select
 
-BLOCK = 2048
-"""rows of a block: enough for batches of like length, little enough to be lost when a process dies"""
-
 
 @dataclass(frozen=True)
 class Blocks:
@@ -27,10 +24,12 @@ class Blocks:
     Args:
         available: rows of the data set.
         chosen: [rows] their places, ascending; None: all.
+        size: rows of a block.
     """
 
     available: int
     chosen: np.ndarray | None
+    size: int
 
     @property
     def rows(self) -> int:
@@ -38,11 +37,11 @@ class Blocks:
         return self.available if self.chosen is None else len(self.chosen)
 
     def __len__(self) -> int:
-        return (self.rows + BLOCK - 1) // BLOCK
+        return (self.rows + self.size - 1) // self.size
 
     def places(self, number: int) -> np.ndarray:
         """Places in the data set of a block's rows, ascending."""
-        start, stop = number * BLOCK, min((number + 1) * BLOCK, self.rows)
+        start, stop = number * self.size, min((number + 1) * self.size, self.rows)
         return np.arange(start, stop) if self.chosen is None else self.chosen[start:stop]
 
 
@@ -66,8 +65,9 @@ def blocks_of(folder: Path, settings: EmbeddingSettings) -> Blocks:
     if available == 0:
         raise UserError("the data set is empty: there is nothing to embed", where=str(file), fix="give it at least one row")
     if settings.sample is None or settings.sample >= available:
-        return Blocks(available, None)
-    return Blocks(available, np.sort(select(available, settings.sample, settings.seed)[0]))
+        return Blocks(available, None, settings.block_rows)
+    chosen = np.sort(select(available, settings.sample, settings.seed)[0])
+    return Blocks(available, chosen, settings.block_rows)
 
 
 def read_block(folder: Path, places: np.ndarray) -> pa.Table:

@@ -165,6 +165,9 @@ class EmbeddingSettings(Settings):
     max_length: int | None = Field(default=None, gt=0, description="tokens kept of a text; none: the model's own limit")
     seed: int = Field(default=0, description="of the sample")
     batch_size: int = not_identity(32, "texts in one forward pass", gt=0)
+    block_rows: int = not_identity(
+        2048, "rows embedded at a time: enough for batches of like length, few enough to be lost when a process dies", gt=0
+    )
 
 
 class ActivationSettings(Settings):

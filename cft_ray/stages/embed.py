@@ -41,7 +41,7 @@ def run(context: StageContext) -> dict[str, Any]:
     note = None
     if spec.settings.sample is not None and blocks.available < spec.settings.sample:
         note = f"{blocks.available} rows are fewer than the sample of {spec.settings.sample}: all are taken"
-    folder = context.scratch / "blocks"
+    folder = context.scratch / f"blocks-{blocks.size}"
     folder.mkdir(exist_ok=True)
     finished = _finished(folder)
     missing = [number for number in range(len(blocks)) if number not in finished]

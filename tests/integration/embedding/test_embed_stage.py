@@ -21,7 +21,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from cft_ray.data.rows import FILE, SCHEMA, table, write_rows
-from cft_ray.embedding import blocks, store, work
+from cft_ray.embedding import store, work
 from cft_ray.errors import UserError
 from cft_ray.grid.settings import EmbeddingSettings
 from cft_ray.plan.specs import Checkpoint, EmbedSpec, SimilaritySpec
@@ -123,7 +123,7 @@ def sentences(seed: int, count: int, words: list[str] = WORDS, most: int = 14) -
     return [" ".join(draws.choice(words, draws.integers(1, most))) for _ in range(count)]
 
 
-def test_vectors_are_the_models_in_the_data_sets_order(tmp_path: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vectors_are_the_models_in_the_data_sets_order(tmp_path: Path, encoder: Path) -> None:
     texts = {"de": sentences(0, 70), "es": sentences(1, 30)}
     output, outputs = embed(tmp_path / "a", data_set(tmp_path, texts), encoder, sample=None)
     expected = SentenceTransformer(str(encoder), device="cpu").encode(texts["de"] + texts["es"])
@@ -142,8 +142,7 @@ def test_vectors_are_the_models_in_the_data_sets_order(tmp_path: Path, encoder: 
     np.testing.assert_allclose(means["es"]["mean"], expected[70:].mean(axis=0), atol=1e-6)
     assert means["es"]["n"] == 30 and means["es"]["norm"] == pytest.approx(np.linalg.norm(expected[70:].mean(axis=0)), abs=1e-6)
     # Neither how many texts go through the model at a time nor how the rows are cut into blocks matters.
-    monkeypatch.setattr(blocks, "BLOCK", 33)
-    again, _ = embed(tmp_path / "b", tmp_path / "data", encoder, sample=None, batch_size=3)
+    again, _ = embed(tmp_path / "b", tmp_path / "data", encoder, sample=None, batch_size=3, block_rows=33)
     np.testing.assert_allclose(vectors(again), expected, atol=1e-6)
 
 
@@ -203,14 +202,13 @@ def test_bad_input_is_told(tmp_path: Path, encoder: Path) -> None:
 
 
 def test_finished_blocks_are_not_embedded_again(tmp_path: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocks, "BLOCK", 10)
     data = data_set(tmp_path, {"en": sentences(0, 45)})
-    context = embed_context(tmp_path / "a", data, encoder, Resources(), sample=None)
-    settings = EmbeddingSettings(sample=None)
+    context = embed_context(tmp_path / "a", data, encoder, Resources(), sample=None, block_rows=10)
+    settings = EmbeddingSettings(sample=None, block_rows=10)
     part = work.embedded(settings, Resources(), lambda: (data, str(encoder)), [1, 3])
-    (context.scratch / "blocks").mkdir()
+    (context.scratch / "blocks-10").mkdir()
     for made in part:
-        embed_stage._keep(context.scratch / "blocks", made["block"][0].as_py(), made)
+        embed_stage._keep(context.scratch / "blocks-10", made["block"][0].as_py(), made)
     asked: list[list[int]] = []
 
     def watched(settings, resources, locate, numbers):
@@ -220,12 +218,12 @@ def test_finished_blocks_are_not_embedded_again(tmp_path: Path, encoder: Path, m
     monkeypatch.setattr(embed_stage, "embedded", watched)
     embed_stage.run(context)
     assert asked == [[0, 2, 4]]
-    whole, _ = embed(tmp_path / "b", data, encoder, sample=None)
+    whole, _ = embed(tmp_path / "b", data, encoder, sample=None, block_rows=10)
     np.testing.assert_allclose(vectors(context.output), vectors(whole), atol=1e-6)
 
 
 def test_a_pool_of_actors_gives_the_same(tmp_path: Path, encoder: Path, ray_session: None) -> None:
-    data = data_set(tmp_path, {"en": sentences(0, blocks.BLOCK + 500, most=4)})
+    data = data_set(tmp_path, {"en": sentences(0, EmbeddingSettings().block_rows + 500, most=4)})
     output, outputs = embed(tmp_path / "a", data, encoder, Resources(workers=2, cpus=1), sample=None)
     expected = SentenceTransformer(str(encoder), device="cpu").encode(pq.read_table(data / FILE)["instruction"].to_pylist())
     np.testing.assert_allclose(vectors(output), expected, atol=1e-6)

@@ -197,6 +197,7 @@ def test_what_is_no_identity():
         "training.offload",
         "training.checkpoint_every",
         "settings.batch_size",
+        "settings.block_rows",
         "settings.batch_tokens",
     }
 
