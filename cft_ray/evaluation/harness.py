@@ -6,6 +6,7 @@ arguments, the template as chat template.
 """
 
 import logging
+import random
 import re
 import tempfile
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import datasets
+import langdetect
 from lm_eval.api.model import LM
 from lm_eval.api.task import Task
 from lm_eval.evaluator import evaluate
@@ -127,6 +129,9 @@ def ask(model: LM | Kept, benchmark: Benchmark) -> Evaluation:
     templated = model.model if isinstance(model, Kept) else model
     assert isinstance(templated, Templated)
     templated.template, templated.canonical = spec.template, benchmark.canonical
+    # IFEval draws what an instruction leaves open, and asks langdetect, which guesses anew each time unless told not to.
+    random.seed(spec.seed)
+    langdetect.DetectorFactory.seed = spec.seed
     results = evaluate(
         cast("LM", model),
         benchmark.loaded,

@@ -248,6 +248,13 @@ def test_ifeval_without_answers(shared_data, punkt):
     assert set(scores(result).values()) == {0.0}
 
 
+def test_ifeval_scores_the_same_answers_the_same(shared_data, punkt):
+    """langdetect, left alone, takes such answers for one of five languages at random."""
+    asked = spec("ifeval", shared_data / "ifeval" / "train.parquet")
+    runs = [run_benchmark(TableAnswers(lambda doc: "qe az tb eee tt iii a the an uuu rr zz"), asked) for _ in range(2)]
+    assert runs[0].samples == runs[1].samples
+
+
 def test_ifeval_without_punkt_says_what_is_missing(shared_data, tmp_path, monkeypatch):
     import nltk
 
