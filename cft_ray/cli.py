@@ -41,6 +41,10 @@ Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="PATH=VALUE", help="change one value of the grid; a list is swept", show_default=False),
 ]
+ResultsStorage = Annotated[
+    str | None,
+    typer.Option(help="where the results lie, without a grid those of all grids there (folder, s3://…)", show_default=False),
+]
 
 
 class Section(StrEnum):
@@ -157,21 +161,14 @@ def status(
 def results(
     grid: Annotated[Path | None, typer.Argument(metavar="[GRID]", help="the grid's YAML file", show_default=False)] = None,
     sets: Sets = None,
-    storage: Annotated[
-        str | None,
-        typer.Option(help="where the results lie, without a grid those of all grids there (folder, s3://…)", show_default=False),
-    ] = None,
+    storage: ResultsStorage = None,
     form: Annotated[
         Format, typer.Option("--format", help="a table to read, or rows: one per cell, benchmark and language")
     ] = Format.table,
     output: Annotated[Path | None, typer.Option(help="file to write; standard output otherwise", show_default=False)] = None,
 ) -> None:
     """Show the scores of every cell: before, after Phase 1, after Phase 2, and the change."""
-    loaded = _load(grid, sets) if grid else None
-    uri = storage or (loaded and loaded.storage.uri)
-    if uri is None:
-        raise UserError("which results?", where="cft-ray results", fix="name a grid, or a storage with --storage")
-    name = loaded.name if loaded else None
+    uri, name = _results_of(grid, sets, storage, "cft-ray results")
     if form is Format.table:
         if output is not None:
             raise UserError("a table to read is not written to a file", where="--output", fix="add --format parquet, csv or json")
@@ -209,22 +206,16 @@ def fetch(
 def figures(
     grid: Annotated[Path | None, typer.Argument(metavar="[GRID]", help="the grid's YAML file", show_default=False)] = None,
     sets: Sets = None,
-    storage: Annotated[
-        str | None,
-        typer.Option(help="where the results lie, without a grid those of all grids there (folder, s3://…)", show_default=False),
-    ] = None,
+    storage: ResultsStorage = None,
     to: Annotated[Path, typer.Option(help="folder to write to, a folder below for each grid")] = Path("reports/figures"),
 ) -> None:
     """Draw the study's figures from the tables, and whether similarity predicts forgetting."""
-    loaded = _load(grid, sets) if grid else None
-    uri = storage or (loaded and loaded.storage.uri)
-    if uri is None:
-        raise UserError("figures of which results?", where="cft-ray figures", fix="name a grid, or a storage with --storage")
+    uri, only = _results_of(grid, sets, storage, "cft-ray figures")
     import cft_ray
     from cft_ray.report import tables, write
 
     results = cft_ray.open(uri)
-    names = [loaded.name] if loaded else tables.grids(results)
+    names = [only] if only else tables.grids(results)
     if not names:
         raise UserError("no results of any grid here yet", where=uri, fix="`cft-ray run GRID` makes some")
     for name in names:
@@ -289,6 +280,15 @@ def _console() -> "Console":
     from rich.console import Console
 
     return Console()
+
+
+def _results_of(grid: Path | None, sets: list[str] | None, storage: str | None, command: str) -> tuple[str, str | None]:
+    """Where results lie, and the name of the grid that they are wanted of; None: of all there."""
+    loaded = _load(grid, sets) if grid else None
+    uri = storage or (loaded and loaded.storage.uri)
+    if uri is None:
+        raise UserError("which results?", where=command, fix="name a grid, or a storage with --storage")
+    return uri, loaded.name if loaded else None
 
 
 def _print_json(value: object) -> None:

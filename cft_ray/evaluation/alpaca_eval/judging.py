@@ -45,6 +45,19 @@ class Tally:
             )
 
 
+def taken_up(questions: Sequence[Question], annotations: Annotations, settings: JudgeSettings) -> tuple[Tally, list[Question]]:
+    """The tally of the judgements that are kept already, and the questions that have none.
+
+    Raises:
+        StageFailed: too many items stay without judgement.
+    """
+    tally = Tally(settings, len(questions))
+    found = annotations.read(questions)
+    for annotation in found.values():
+        tally.add(annotation.failure, annotation.said)
+    return tally, [question for question in questions if question.number not in found]
+
+
 def judge_all(
     endpoint: Endpoint,
     questions: Sequence[Question],
@@ -65,12 +78,8 @@ def judge_all(
         UserError: see `Endpoint.judge`; what is under way is waited for and kept.
         StageFailed: too many items stay without judgement.
     """
-    tally = Tally(settings, len(questions))
-    found = annotations.read(questions)
-    for annotation in found.values():
-        tally.add(annotation.failure, annotation.said)
-    waiting = [question for question in questions if question.number not in found]
-    done = len(found)
+    tally, waiting = taken_up(questions, annotations, settings)
+    done = len(questions) - len(waiting)
     progress(done, len(questions))
 
     def ask(question: Question) -> Annotation:

@@ -15,7 +15,7 @@ from cft_ray.errors import UserError
 from cft_ray.evaluation.alpaca_eval.annotations import Annotation, Annotations
 from cft_ray.evaluation.alpaca_eval.annotator import Annotator, Question
 from cft_ray.evaluation.alpaca_eval.endpoint import LONGEST_WORDS
-from cft_ray.evaluation.alpaca_eval.judging import Tally
+from cft_ray.evaluation.alpaca_eval.judging import Tally, taken_up
 from cft_ray.generation import engine
 from cft_ray.generation.prompts import encode
 from cft_ray.generation.settings import device, engine_arguments, prepare_environment
@@ -52,12 +52,8 @@ def judge_locally(
         UserError: the judge cannot be loaded; a request parameter that vLLM does not know.
         StageFailed: too many items stay without judgement.
     """
-    tally = Tally(settings, len(questions))
-    found = annotations.read(questions)
-    for annotation in found.values():
-        tally.add(annotation.failure, annotation.said)
-    waiting = [question for question in questions if question.number not in found]
-    progress(len(found), len(questions))
+    tally, waiting = taken_up(questions, annotations, settings)
+    progress(len(questions) - len(waiting), len(questions))
     if not waiting:
         return tally
     judge = _Local(folder, annotator, settings, limits, gpus)
