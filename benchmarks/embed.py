@@ -48,7 +48,7 @@ BATCH = 32
 class Context:
     """A stage's world without an executor."""
 
-    attempt, checkpoints, loggers = 1, "", ()
+    attempt, checkpoints, host, loggers = 1, "", None, ()
 
     def __init__(self, folder: Path, data: Path, model: Path) -> None:
         settings = EmbeddingSettings(sample=None, batch_size=BATCH)

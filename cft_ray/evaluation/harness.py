@@ -104,6 +104,7 @@ def load_benchmark(spec: EvaluateSpec, items: Path | None = None) -> Benchmark:
     loaded = _load(spec, items, files)
     for task in loaded["tasks"].values():
         _apply_generation(task, spec.generation)
+        _process_once(task)
         if task.get_config("num_fewshot") is None:
             task.set_config("num_fewshot", 0)
         task.set_fewshot_seed(spec.seed)
@@ -155,6 +156,18 @@ def _load(spec: EvaluateSpec, items: Path | None, files: Files | None) -> Any:
                 where=f"benchmark {spec.benchmark}",
                 fix=f"give their files: --set evaluation.data.{spec.benchmark}=…; or access to the hub, or its cache",
             ) from error
+
+
+def _process_once(task: Task) -> None:
+    """What a task has made of its scored items when it was loaded is what it gives when the harness asks for them again.
+
+    Without this they are made three times more, from items in memory: half of a small model's time on HellaSwag.
+    """
+    process, made = task.get_config("process_docs"), getattr(task, "task_docs", None)
+    if process is None or made is None:
+        return
+    scored = task.dataset[task.get_config("test_split") or task.get_config("validation_split")]
+    task.set_config("process_docs", lambda items: made if items is scored else process(items))
 
 
 def _apply_generation(task: Task, generation: GenerationSettings) -> None:

@@ -34,6 +34,7 @@ class RunContext:
         self.checkpoints = f"{work.storage}/checkpoints/{work.stage.fingerprint}"
         self.attempt = attempt
         self.loggers = work.loggers
+        self.host = work.host
         self._work, self._reporter, self._board = work, reporter, board
         self._store = ArtifactStore(Storage(work.storage))
 

@@ -24,6 +24,7 @@ from cft_ray.artifacts.manifest import Manifest
 from cft_ray.artifacts.storage import Storage
 from cft_ray.artifacts.store import ArtifactStore, CorruptArtifact
 from cft_ray.execute.cluster import OBJECT_STORE, capacity, connected
+from cft_ray.execute.hosts import Hosts
 from cft_ray.execute.progress import Board, Display
 from cft_ray.execute.record import save_plan
 from cft_ray.execute.schedule import Schedule, State
@@ -149,10 +150,10 @@ def run(
     save_plan(store.storage, plan)
     name = uuid.uuid4().hex
 
-    def work(fingerprint: str) -> Work:
+    def work(fingerprint: str, host: str | None) -> Work:
         stage = plan.stages[fingerprint]
         kinds = {source: plan.stages[source].kind for source in stage.inputs.values()}
-        return Work(stage, kinds, store.storage.uri, plan.grid, name, tuple(loggers))
+        return Work(stage, kinds, store.storage.uri, plan.grid, name, tuple(loggers), host)
 
     with Interrupt().watching() as interrupt:
         cached = verify_cached(plan, store, console, interrupt)
@@ -164,7 +165,7 @@ def run(
             schedule = Schedule(plan.stages, {made.fingerprint for made in cached}, capacity(), concurrent)
             if not schedule.finished and not interrupt.wished:
                 title = f"{plan.grid} → {store.storage.uri}" + (f" · Ray dashboard {dashboard}" if dashboard else "")
-                _experiment(schedule, work, reporter, interrupt, console, title)
+                _experiment(schedule, work, Hosts(name), reporter, interrupt, console, title)
             reporter.finish()
         release_run(store.storage, schedule.running, name)  # of stages that were stopped; their processes are gone now
     outcome = _outcome(plan, schedule, store, interrupt.wished)
@@ -217,7 +218,8 @@ def verify_cached(plan: Plan, store: ArtifactStore, console: Console, interrupt:
 
 def _experiment(
     schedule: Schedule,
-    work: Callable[[str], Work],
+    work: Callable[[str, str | None], Work],
+    hosts: Hosts,
     reporter: Reporter,
     interrupt: Interrupt,
     console: Console,
@@ -230,7 +232,7 @@ def _experiment(
     try:
         with Display(schedule, board, console, title) as display:
             trainable = tune.with_parameters(trial, reporter=reporter, board=board)
-            searcher = StageSearcher(schedule, work, display.changed, lambda: interrupt.wished)
+            searcher = StageSearcher(schedule, work, hosts, display.changed, lambda: interrupt.wished)
             tune.run(  # not Tuner, which pickles the searcher to be restored some day
                 tune.with_resources(trainable, {"cpu": 0, "memory": 1}),  # whole CPUs stay free for the work
                 name="plan",
@@ -247,6 +249,7 @@ def _experiment(
                 verbose=0,
             )
     finally:
+        hosts.close()
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -5,15 +5,26 @@ failed stage is *skipped*, as is a stage that the plan says to skip. Of the read
 longest path to the end of the plan (sum of estimated costs) comes first, so that the plan ends early rather than in a
 tail. A stage that does not fit now may be passed by smaller ones, but only `PATIENCE` times: then those wait until it
 has started.
+
+Loading a model of 8 B parameters takes a minute, some benchmarks less. So a stage that could share the model of one that
+has just ended (`Stage.loads`) comes before others of its kind, and has the same *host*: a place, by name, that keeps what
+was loaded. A host without a stage still holds its resources: it is *released* as soon as nothing ready needs it, or
+what comes next needs its room.
 """
 
 import heapq
 from collections import Counter
 from collections.abc import Collection, Mapping
 from enum import StrEnum
+from itertools import count
 
 from cft_ray.execute.capacity import Capacity
 from cft_ray.plan.stage import Resources, Stage
+
+_Entry = tuple[float, int, str]
+"""minus the remaining path, place in the plan, fingerprint"""
+_Shared = tuple[tuple[str | None, str], Resources]
+"""what stages load that can have the same host"""
 
 PATIENCE = 16
 """stages that may start while a more urgent one waits for room"""
@@ -61,7 +72,15 @@ class Schedule:
         self.remaining = self._remaining_paths()
         self._running: dict[str, Resources] = {}
         self._passed: dict[str, int] = {}
-        self._ready: dict[Resources, list[tuple[float, int, str]]] = {}  # a heap per demand: few demands, many stages
+        # A heap per demand: few demands, many stages. One that was started from the other heap stays until it is on top.
+        self._ready: dict[Resources, list[_Entry]] = {}
+        self._sharing: dict[_Shared, list[_Entry]] = {}
+        self._hosts: dict[str, str] = {}
+        """running fingerprint -> its host"""
+        self._idle: dict[str, _Shared] = {}
+        """host -> what it has loaded"""
+        self._released: list[str] = []
+        self._host_names = count(1)
         self._position = {key: index for index, key in enumerate(stages)}
         for key, stage in stages.items():
             if stage.skip is not None and self.states[key] == State.WAITING:
@@ -97,32 +116,80 @@ class Schedule:
             self._fail(key, f"the cluster can never run it: {short}")
             return
         self._move(key, State.READY)
-        heapq.heappush(self._ready.setdefault(stage.resources, []), (-self.remaining[key], self._position[key], key))
+        entry = (-self.remaining[key], self._position[key], key)
+        heapq.heappush(self._ready.setdefault(stage.resources, []), entry)
+        if shared := _shared(stage):
+            heapq.heappush(self._sharing.setdefault(shared, []), entry)
 
     def next(self) -> str | None:
         """Start a stage: its fingerprint, now running; None if nothing ready fits."""
         if self.concurrent is not None and len(self._running) >= self.concurrent:
             return None
-        heads = sorted(((heap[0], need) for need, heap in self._ready.items() if heap), key=lambda head: head[0])
+        heads = [(first, need) for need, heap in self._ready.items() if (first := self._first(heap))]
         waiting: list[tuple[str, Resources]] = []
-        for (_, _, key), need in heads:
+        for (_, _, key), need in sorted(heads, key=lambda head: head[0]):
             if self.capacity.holds([*self._running.values(), need]):
                 if any(self._passed.get(other, 0) >= PATIENCE and _compete(wanted, need) for other, wanted in waiting):
                     continue
                 for other, wanted in waiting:
                     if _compete(wanted, need):
                         self._passed[other] = self._passed.get(other, 0) + 1
-                heapq.heappop(self._ready[need])
-                self._passed.pop(key, None)
-                self._running[key] = need
-                self._move(key, State.RUNNING)
-                return key
+                return self._start((self._sharer(need) or key) if self.stages[key].loads else key)
             waiting.append((key, need))
         return None
 
+    def _first(self, heap: list["_Entry"]) -> "_Entry | None":
+        """The most urgent of a heap that is still ready."""
+        while heap and self.states[heap[0][2]] != State.READY:
+            heapq.heappop(heap)
+        return heap[0] if heap else None
+
+    def _sharer(self, need: Resources) -> str | None:
+        """The most urgent stage with this demand that an idle host has the model of."""
+        entries = [self._first(self._sharing[shared]) for shared in self._idle.values() if shared[1] == need]
+        return min((entry for entry in entries if entry is not None), default=(0, 0, None))[2]
+
+    def _start(self, key: str) -> str:
+        stage = self.stages[key]
+        if shared := _shared(stage):
+            host = next((host for host, kept in self._idle.items() if kept == shared), None)
+            if host is not None:
+                del self._idle[host]
+            self._hosts[key] = host or f"host-{next(self._host_names)}"
+        self._running[key] = stage.resources
+        self._passed.pop(key, None)
+        self._move(key, State.RUNNING)
+        while self._idle and not self.capacity.holds([*self._running.values(), *(need for _, need in self._idle.values())]):
+            self._release(next(iter(self._idle)))
+        return key
+
+    def host(self, key: str) -> str | None:
+        """Name of the place where a running stage finds its model, or leaves it for the next; None: it leaves nothing."""
+        return self._hosts.get(key)
+
+    def released(self) -> list[str]:
+        """Hosts that have lost their last stage since this was asked last."""
+        released, self._released = self._released, []
+        return released
+
+    def _release(self, host: str) -> None:
+        del self._idle[host]
+        self._released.append(host)
+
+    def _leave(self, key: str, *, whole: bool) -> None:
+        """A running stage has left its host, which is idle if it is whole and of use, else released."""
+        del self._running[key]
+        if (host := self._hosts.pop(key, None)) is None:
+            return
+        shared = _shared(self.stages[key])
+        assert shared is not None
+        self._idle[host] = shared
+        if not whole or self._first(self._sharing[shared]) is None:
+            self._release(host)
+
     def finish(self, key: str, error: str | None = None) -> None:
         """A running stage has ended; with an error, all that descends from it is skipped."""
-        del self._running[key]
+        self._leave(key, whole=error is None)
         if error is not None:
             self._fail(key, error)
             return
@@ -132,13 +199,9 @@ class Schedule:
 
     def make_again(self, lost: str, user: str) -> None:
         """``user``, running, found the artifact of its input ``lost`` damaged: both go back."""
-        del self._running[user]
+        self._leave(user, whole=False)
         self._move(user, State.WAITING)
         for key in [lost, *(key for key in self._users[lost] if self.states[key] == State.READY)]:
-            if self.states[key] == State.READY:
-                heap = self._ready[self.stages[key].resources]
-                heap.remove((-self.remaining[key], self._position[key], key))
-                heapq.heapify(heap)
             if self.states[key] in (State.READY, State.DONE, State.CACHED):
                 self._move(key, State.WAITING)
         for key in (lost, user):
@@ -174,7 +237,7 @@ class Schedule:
     @property
     def finished(self) -> bool:
         """Nothing runs, and nothing can become ready any more."""
-        return not self._running and not any(self._ready.values())
+        return not self._running and not self.tally[State.READY]
 
     @property
     def running(self) -> list[str]:
@@ -185,3 +248,7 @@ class Schedule:
 def _compete(waiting: Resources, other: Resources) -> bool:
     """Whether starting ``other`` can delay ``waiting``: they want a resource in common, GPUs if the waiting one does."""
     return other.gpus > 0 if waiting.gpus > 0 else other.cpus > 0 or other.gpus > 0
+
+
+def _shared(stage: Stage) -> _Shared | None:
+    return None if stage.loads is None else (stage.loads, stage.resources)

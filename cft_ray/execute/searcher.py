@@ -17,6 +17,7 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
+from cft_ray.execute.hosts import Hosts
 from cft_ray.execute.schedule import Schedule
 from cft_ray.execute.work import Work
 
@@ -44,7 +45,8 @@ class StageSearcher(Searcher):
 
     Args:
         schedule: order and admission; this searcher is the one who changes it.
-        work: fingerprint -> what its trial is told.
+        work: fingerprint and actor that keeps its model, if any -> what its trial is told.
+        hosts: those actors.
         changed: called with a fingerprint whenever its stage has started or ended.
         stopping: whether the experiment is being stopped: a trial that ends without a result has not failed then.
     """
@@ -52,12 +54,13 @@ class StageSearcher(Searcher):
     def __init__(
         self,
         schedule: Schedule,
-        work: Callable[[str], Work],
+        work: Callable[[str, str | None], Work],
+        hosts: Hosts,
         changed: Callable[[str], None],
         stopping: Callable[[], bool],
     ) -> None:
         super().__init__()
-        self._schedule, self._work, self._changed, self._stopping = schedule, work, changed, stopping
+        self._schedule, self._work, self._hosts, self._changed, self._stopping = schedule, work, hosts, changed, stopping
         self._stage_of: dict[str, str] = {}
         self._without_actor: set[str] = set()
         self._kept = False
@@ -69,13 +72,16 @@ class StageSearcher(Searcher):
         if self._stage_of and not self._kept and time.monotonic() - self._last_end < QUIET_SECONDS:
             return None
         fingerprint = self._schedule.next()
+        self._hosts.release(self._schedule.released())
         if fingerprint is None:
             return Searcher.FINISHED if self._schedule.finished else None  # pyright: ignore[reportReturnType]
         self._kept = False
         self._without_actor.add(trial_id)
         self._stage_of[trial_id] = fingerprint
         self._changed(fingerprint)
-        return {"work": self._work(fingerprint).encode()}
+        host = self._schedule.host(fingerprint)
+        actor = None if host is None else self._hosts.named(host, self._schedule.stages[fingerprint].resources)
+        return {"work": self._work(fingerprint, actor).encode()}
 
     def started(self, trial_id: str) -> None:
         """A trial has got its actor."""

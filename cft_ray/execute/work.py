@@ -22,6 +22,7 @@ class Work:
         grid: name of the grid, for the tables.
         run: unique name of this run, for the leases.
         loggers: declarations for `cft_ray.training.loggers`.
+        host: name of the actor that keeps its model (see `cft_ray.execute.hosts`); None: none does.
     """
 
     stage: Stage
@@ -30,11 +31,12 @@ class Work:
     grid: str
     run: str
     loggers: tuple[dict[str, Any], ...] = ()
+    host: str | None = None
 
     def encode(self) -> str:
         """As text, for another process."""
-        fields = {"kinds": self.kinds, "storage": self.storage, "grid": self.grid, "run": self.run, "loggers": self.loggers}
-        return json.dumps({"stage": self.stage.to_json(), "module": type(self.stage.spec).__module__, **fields})
+        fields = {**vars(self), "stage": self.stage.to_json()}
+        return json.dumps({"module": type(self.stage.spec).__module__, **fields})
 
     @classmethod
     def decode(cls, text: str) -> "Work":

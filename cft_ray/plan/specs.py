@@ -50,6 +50,12 @@ class Spec(BaseModel):
         """The identity's canonical text; kept, because the stages of a large grid share few specs."""
         return canonical(self.identity())
 
+    @property
+    def loads(self) -> str | None:
+        """What the stage's process has loaded at its end, besides its input `model`: a stage with the same input and the
+        same text can go on with it. None: nothing that is worth keeping."""
+        return None
+
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """As pydantic's; what is kept of the original's identity does not go along."""
         copy = super().model_copy(update=update, deep=deep)
@@ -172,6 +178,15 @@ class EvaluateSpec(Spec):
     items: ItemsSource | None = Field(default=None, description="None: as the tasks say, from the hub")
     nltk_data: str | None = locator("folder or URI of nltk's data, for tasks that need it")
     engine: EngineSettings = EngineSettings()
+
+    @property
+    def loads(self) -> str | None:
+        """The engine's settings; a local judge takes the model's place, and transformers loads anew."""
+        if self.backend != "vllm" or (self.judge is not None and self.judge.model is None):
+            return None
+        named = {role: checkpoint.model_dump(mode="json") for role, checkpoint in self.checkpoints.items() if role == "model"}
+        lengths = {"dtype": self.generation.dtype, "max_length": self.generation.max_length}
+        return canonical({**named, **lengths, "engine": self.engine.model_dump(mode="json")})
 
 
 class EmbedSpec(Spec):

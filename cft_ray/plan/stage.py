@@ -57,6 +57,11 @@ class Stage:
         """64 hexadecimal digits; see `cft_ray.plan.fingerprint`."""
         return fingerprint_of(self.kind, self.spec.version, self.spec.canonical, self.inputs)
 
+    @property
+    def loads(self) -> tuple[str | None, str] | None:
+        """Names the model that the stage's process has loaded when it ends; equal for stages that can share one."""
+        return None if self.spec.loads is None else (self.inputs.get("model"), self.spec.loads)
+
     def to_json(self) -> dict[str, Any]:
         """Everything needed to rebuild the stage in another process, as plain JSON values."""
         return {

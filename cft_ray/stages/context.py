@@ -25,6 +25,8 @@ class StageContext(Protocol):
     """Folder or URI `{storage}/checkpoints/{fingerprint}` for mid-run state; removed when the artifact exists."""
     attempt: int
     """1 for the first run of this fingerprint, and so on; kept over processes."""
+    host: str | None
+    """Name of the actor that keeps the stage's model for the next one; None: a task does the work."""
     loggers: tuple[dict[str, Any], ...]
     """What the grid's `loggers` ask for (see `cft_ray.training.loggers`); not identity."""
 

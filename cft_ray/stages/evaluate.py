@@ -1,8 +1,8 @@
-"""Stage `evaluate`: one benchmark of one model, as a Ray task with the stage's CPUs and GPUs.
+"""Stage `evaluate`: one benchmark of one model, in a process with the stage's CPUs and GPUs.
 
-A task rather than an actor: Ray reuses the worker processes of CPU tasks, which have vLLM imported by then and may even
-hold the engine of the same model. A GPU task gets a process of its own, whose end frees the GPU. Answers are kept part by
-part in the stage's checkpoints, so that a task that dies is taken up where it was, by whichever machine.
+The process may hold the engine of the same model from the stage before: a CPU task's, which Ray reuses, or a host on GPUs
+(`cft_ray.execute.hosts`). Answers are kept part by part in the stage's checkpoints, so that a stage that dies is taken up
+where it was, by whichever machine.
 """
 
 from typing import Any, cast
@@ -13,7 +13,7 @@ from cft_ray.errors import UserError
 from cft_ray.evaluation.rows import Evaluation
 from cft_ray.grid.benchmarks import BENCHMARKS
 from cft_ray.plan.specs import EvaluateSpec
-from cft_ray.stages import judged
+from cft_ray.stages import judged, remote
 from cft_ray.stages.context import StageContext
 
 
@@ -49,12 +49,7 @@ def run(context: StageContext) -> dict[str, Any]:
 
 
 def _by_harness(context: StageContext) -> tuple[Evaluation, dict[str, Any]]:
-    spec, needs = cast(EvaluateSpec, context.stage.spec), context.stage.resources
-    # A strategy by name, so that the task does not land in the placement group of the light driver that starts it.
-    task = _EVALUATE.options(
-        num_cpus=needs.cpus, num_gpus=needs.gpus, scheduling_strategy="DEFAULT", max_retries=1, name=f"evaluate {spec.benchmark}"
-    )
-    result, revisions = cast("tuple[Evaluation, dict[str, str]]", ray.get(task.remote(context)))
+    result, revisions = remote.call(evaluate, _EVALUATE, context, context.host)
     return result, {"revisions": revisions} if revisions else {}
 
 

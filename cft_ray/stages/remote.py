@@ -1,4 +1,5 @@
-"""Work of a stage in a Ray task with the stage's CPUs and GPUs; without Ray, in this process.
+"""Work of a stage with the stage's CPUs and GPUs: in a Ray task, or the actor that keeps its model; without Ray, in this
+process.
 
 Whoever calls makes the remote function once, at module level: to Ray each new one is another sort of task, with a process of
 its own.
@@ -18,14 +19,16 @@ _WAITING = 4
 """parts that a streaming task may be ahead of whoever takes them"""
 
 
-def call(work: Callable[[StageContext], T], task: Any, context: StageContext) -> T:
-    """``work(context)``, as ``task``, which is its remote function, where Ray runs.
+def call(work: Callable[[StageContext], T], task: Any, context: StageContext, host: str | None = None) -> T:
+    """``work(context)``, where Ray runs in the actor ``host`` or else as ``task``, which is its remote function.
 
     Raises:
         Exception: what the work raised, as it was.
     """
     if not ray.is_initialized():
         return work(context)
+    if host is not None:
+        return cast(T, _got(ray.get_actor(host).run.remote(work, context)))
     return cast(T, _got(task.options(**_options(context)).remote(context)))
 
 

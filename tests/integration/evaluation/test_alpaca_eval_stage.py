@@ -100,6 +100,7 @@ def context(root: Path, items: str, models: dict[str, str], judge: JudgeSettings
         stage=Stage(spec, {"model": "a" * 64}, resources=Resources(cpus=1)),
         output=output,
         checkpoints=str(root / "checkpoints"),
+        host=None,
         model=lambda role: models[role],
         progress=lambda **values: None,
     )

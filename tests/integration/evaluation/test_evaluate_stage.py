@@ -33,6 +33,7 @@ def context(root: Path, benchmark: str, model: str, items: Path) -> Any:
         stage=Stage(spec, inputs, resources=Resources(cpus=1)),
         output=root,
         checkpoints=str(root / "checkpoints"),
+        host=None,
         input=lambda role: {"data": items}[role],
         model=lambda role: {"model": model}[role],
         progress=lambda **values: None,

@@ -1,22 +1,32 @@
 """Order, admission and failure, without Ray."""
 
+import dataclasses
 import random
 
 import pytest
 
 from cft_ray.execute.capacity import Capacity, Nodes
 from cft_ray.execute.schedule import PATIENCE, Schedule, State
-from cft_ray.plan.specs import DatasetSpec
+from cft_ray.grid.settings import EngineSettings, GenerationSettings, JudgeSettings
+from cft_ray.plan.specs import DatasetSpec, EvaluateSpec
 from cft_ray.plan.stage import Resources, Stage
 
 ONE = Capacity((Nodes(cpus=1),))
 TWO = Capacity((Nodes(cpus=2),))
+GPU = Capacity((Nodes(cpus=4, gpus=1),))
 
 
 def stage(name: str, *inputs: Stage, cost: float = 1.0, resources: Resources | None = None) -> Stage:
     spec = DatasetSpec(toy=name, columns={}, languages=("en",))
     roles = {f"role{index}": source.fingerprint for index, source in enumerate(inputs)}
     return Stage(spec, roles, label=name, cost=cost, resources=resources or Resources())
+
+
+def scored(model: Stage, benchmark: str, cost: float = 1.0, gpus: float = 1.0) -> Stage:
+    """A benchmark of a model: what shares its model with others."""
+    spec = EvaluateSpec(benchmark=benchmark, ability="TA", tasks={"en": "t"}, metric="acc", generation=GenerationSettings())
+    resources = Resources(cpus=1, gpus=gpus)
+    return Stage(spec, {"model": model.fingerprint}, label=f"{model.label} {benchmark}", cost=cost, resources=resources)
 
 
 def graph(*stages: Stage) -> dict[str, Stage]:
@@ -158,6 +168,93 @@ def test_a_lost_input_is_made_again_before_its_users():
     assert schedule.next() == b.fingerprint
     schedule.make_again(a.fingerprint, b.fingerprint)
     assert run_through(schedule) == ["a", "b", "c"]
+
+
+def test_benchmarks_of_one_model_follow_each_other_on_one_host():
+    models = [stage(name) for name in "ab"]
+    benchmarks = [scored(model, name, cost) for cost, name in enumerate("xyz", 1) for model in models]
+    schedule = Schedule(graph(*models, *benchmarks), {model.fingerprint for model in models}, GPU)
+    started = []
+    while (key := schedule.next()) is not None:
+        started.append((schedule.stages[key].label, schedule.host(key), schedule.released()))
+        schedule.finish(key)
+    order = [label for label, _, _ in started]
+    assert order == ["a z", "a y", "a x", "b z", "b y", "b x"]
+    (first,), (second,) = ({host for _, host, _ in part} for part in (started[:3], started[3:]))
+    assert first != second and first is not None and second is not None
+    assert [released for _, _, released in started] == [[], [], [], [first], [], []] and schedule.released() == [second]
+
+
+def test_devices_at_the_same_time_are_hosts_of_their_own():
+    models = [stage(name) for name in "ab"]
+    benchmarks = [scored(model, name) for name in "xyz" for model in models]
+    two = Capacity((Nodes(cpus=4, gpus=2),))
+    schedule = Schedule(graph(*models, *benchmarks), {model.fingerprint for model in models}, two)
+    running = [key for key in (schedule.next(), schedule.next()) if key is not None]
+    hosts = {schedule.stages[key].label[0]: schedule.host(key) for key in running}
+    assert set(hosts) == {"a", "b"} and len(set(hosts.values())) == 2 and schedule.next() is None
+    while running:
+        schedule.finish(running.pop(0))
+        if (key := schedule.next()) is not None:
+            assert schedule.host(key) == hosts[schedule.stages[key].label[0]]
+            running.append(key)
+    assert sorted(schedule.released()) == sorted(map(str, hosts.values()))
+
+
+def test_what_is_more_urgent_comes_first_and_gets_the_room_of_an_idle_host():
+    model, quick = stage("a"), stage("quick", cost=0.1)
+    urgent = stage("urgent", quick, cost=50, resources=Resources(cpus=1, gpus=1))
+    schedule = Schedule(graph(model, quick, urgent, scored(model, "x", 2), scored(model, "y")), {model.fingerprint}, GPU)
+    first, second = schedule.next(), schedule.next()
+    assert first is not None and first == quick.fingerprint and second is not None
+    host = schedule.host(second)
+    schedule.finish(first)
+    schedule.finish(second)
+    assert schedule.released() == [] and schedule.next() == urgent.fingerprint and schedule.host(urgent.fingerprint) is None
+    assert schedule.released() == [host]
+    schedule.finish(urgent.fingerprint)
+    third = schedule.next()
+    assert third is not None and schedule.host(third) not in (None, host)
+
+
+def test_what_needs_no_room_of_an_idle_host_leaves_it_alone():
+    model, quick = stage("a"), stage("quick", cost=0.1)
+    light = stage("light", quick, cost=50)
+    schedule = Schedule(graph(model, quick, light, scored(model, "x", 2), scored(model, "y")), {model.fingerprint}, GPU)
+    first, second = schedule.next(), schedule.next()
+    assert first is not None and second is not None
+    host = schedule.host(second)
+    schedule.finish(first)
+    schedule.finish(second)
+    assert schedule.next() == light.fingerprint
+    third = schedule.next()
+    assert third is not None and schedule.host(third) == host and schedule.released() == []
+
+
+def test_a_host_is_not_used_again_after_a_failure():
+    model = stage("a")
+    schedule = Schedule(graph(model, scored(model, "x", 2), scored(model, "y")), {model.fingerprint}, GPU)
+    first = schedule.next()
+    assert first is not None
+    host = schedule.host(first)
+    schedule.finish(first, "planted")
+    assert schedule.released() == [host]
+    second = schedule.next()
+    assert second is not None and schedule.host(second) != host
+
+
+def test_other_engines_and_local_judges_share_no_host():
+    model = stage("a")
+    x, y = scored(model, "x"), scored(model, "y")
+    assert x.loads == y.loads is not None
+    assert x.loads != scored(stage("b"), "x").loads
+    changes = [{"generation": GenerationSettings(max_length=64)}, {"engine": EngineSettings(gpu_memory=0.5)}]
+    for change in changes:
+        assert dataclasses.replace(x, spec=x.spec.model_copy(update=change)).loads != x.loads
+    local, endpoint = JudgeSettings(), JudgeSettings(model="gpt", base_url="http://127.0.0.1:1/v1")
+    assert dataclasses.replace(x, spec=x.spec.model_copy(update={"judge": local})).loads is None
+    assert dataclasses.replace(x, spec=x.spec.model_copy(update={"judge": endpoint})).loads == x.loads
+    assert dataclasses.replace(x, spec=x.spec.model_copy(update={"backend": "hf"})).loads is None
 
 
 def test_concurrency_can_be_limited():
