@@ -294,3 +294,10 @@ def test_planning_loads_neither_ray_nor_torch(repository):
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=repository)
     assert run.stdout == "[]\n"
     assert not (repository / "runs/none-there").exists()
+
+
+def test_the_toy_grids_models_differ_in_more_than_their_architectures_name(repository):
+    """A Mistral within its window and a Llama of the same sizes and seed are one function: the second would show nothing."""
+    grid = load_grid(repository / "grids" / "toy.yaml")
+    bases = [model["base"].scratch for model in grid.models.values()]
+    assert len({base.model_dump_json(exclude={"architecture"}) for base in bases if base is not None}) == len(bases) == 2
