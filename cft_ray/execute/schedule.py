@@ -159,8 +159,13 @@ class Schedule:
         self._running[key] = stage.resources
         self._passed.pop(key, None)
         self._move(key, State.RUNNING)
-        while self._idle and not self.capacity.holds([*self._running.values(), *(need for _, need in self._idle.values())]):
-            self._release(next(iter(self._idle)))
+        useless = [host for host, kept in self._idle.items() if self._first(self._sharing[kept]) is None]
+        while useless or (
+            self._idle and not self.capacity.holds([*self._running.values(), *(need for _, need in self._idle.values())])
+        ):
+            host = useless.pop() if useless else next(iter(self._idle))
+            del self._idle[host]
+            self._released.append(host)
         return key
 
     def host(self, key: str) -> str | None:
@@ -172,10 +177,6 @@ class Schedule:
         released, self._released = self._released, []
         return released
 
-    def _release(self, host: str) -> None:
-        del self._idle[host]
-        self._released.append(host)
-
     def _leave(self, key: str, *, whole: bool) -> None:
         """A running stage has left its host, which is idle if it is whole and of use, else released."""
         del self._running[key]
@@ -183,9 +184,10 @@ class Schedule:
             return
         shared = _shared(self.stages[key])
         assert shared is not None
-        self._idle[host] = shared
-        if not whole or self._first(self._sharing[shared]) is None:
-            self._release(host)
+        if whole and self._first(self._sharing[shared]) is not None:
+            self._idle[host] = shared
+        else:
+            self._released.append(host)
 
     def finish(self, key: str, error: str | None = None) -> None:
         """A running stage has ended; with an error, all that descends from it is skipped."""

@@ -201,6 +201,19 @@ def test_devices_at_the_same_time_are_hosts_of_their_own():
     assert sorted(schedule.released()) == sorted(map(str, hosts.values()))
 
 
+def test_of_two_hosts_with_one_model_the_one_without_work_is_released():
+    model = stage("a")
+    benchmarks = [scored(model, name) for name in "xyz"]
+    two = Capacity((Nodes(cpus=4, gpus=2),))
+    schedule = Schedule(graph(model, *benchmarks), {model.fingerprint}, two)
+    running = [key for key in (schedule.next(), schedule.next()) if key is not None]
+    hosts = [schedule.host(key) for key in running]
+    for key in running:
+        schedule.finish(key)
+    last = schedule.next()
+    assert last is not None and schedule.host(last) == hosts[0] and schedule.released() == [hosts[1]]
+
+
 def test_what_is_more_urgent_comes_first_and_gets_the_room_of_an_idle_host():
     model, quick = stage("a"), stage("quick", cost=0.1)
     urgent = stage("urgent", quick, cost=50, resources=Resources(cpus=1, gpus=1))
