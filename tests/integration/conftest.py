@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from tinymodels import sharpened, weights_of
 
 from cft_ray.grid.settings import ScratchModel
 
@@ -16,25 +17,22 @@ def plant(folder: Path, word: str) -> Path:
     end of sequence.
     """
     import torch
-    from safetensors.torch import load_file, save_file
     from transformers import AutoTokenizer
 
     from cft_ray.training.model import create
 
-    create(SHAPE, 0, folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    weights = load_file(folder / "model.safetensors")
-    for name, tensor in weights.items():
-        if name.endswith(("o_proj.weight", "down_proj.weight")):
-            tensor.zero_()
+    tokenizer = AutoTokenizer.from_pretrained(create(SHAPE, 0, folder))
     letters = tokenizer(word, add_special_tokens=False).input_ids
-    embedding, head = weights["model.embed_tokens.weight"].zero_(), weights["lm_head.weight"].zero_()
-    embedding[:, 0] = 1.0
-    for state, (last, following) in enumerate(zip([None, *letters], [*letters, tokenizer.eos_token_id], strict=True)):
-        if last is not None:
-            embedding[last] = torch.nn.functional.one_hot(torch.tensor(state), SHAPE.hidden_size).float()
-        head[following, state] = 10.0
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with weights_of(folder) as weights:
+        for name, tensor in weights.items():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                tensor.zero_()
+        embedding, head = weights["model.embed_tokens.weight"].zero_(), weights["lm_head.weight"].zero_()
+        embedding[:, 0] = 1.0
+        for state, (last, following) in enumerate(zip([None, *letters], [*letters, tokenizer.eos_token_id], strict=True)):
+            if last is not None:
+                embedding[last] = torch.nn.functional.one_hot(torch.tensor(state), SHAPE.hidden_size).float()
+            head[following, state] = 10.0
     return folder
 
 
@@ -46,17 +44,13 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def random_model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Random weights, with an output sharp enough that greedy answers are no toss-up, in letters (bytes are no text)."""
-    from safetensors.torch import load_file, save_file
-    from transformers import AutoTokenizer
+    """See `sharpened`."""
+    return sharpened(tmp_path_factory.mktemp("random"), SHAPE, 1)
 
+
+@pytest.fixture(scope="session")
+def other_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Other random weights of the same shape, as they were drawn."""
     from cft_ray.training.model import create
 
-    folder = create(SHAPE, 1, tmp_path_factory.mktemp("random"))
-    weights = load_file(folder / "model.safetensors")
-    weights["lm_head.weight"] *= 20.0
-    for token, index in AutoTokenizer.from_pretrained(folder).get_vocab().items():
-        if not (len(token) == 1 and token.isascii()):
-            weights["lm_head.weight"][index] = 0.0
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    return str(folder)
+    return str(create(SHAPE, 7, tmp_path_factory.mktemp("other")))

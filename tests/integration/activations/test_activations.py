@@ -1,8 +1,6 @@
 """Mean activations against plain forward passes, one prompt at a time; their stage; and what is refused."""
 
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,8 +8,8 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 import torch
-from ray import cloudpickle
-from safetensors.torch import load_file, save_file
+from alone import Alone
+from tinymodels import copied, spoiled
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, MistralConfig
 
 from cft_ray.activations.measure import Part, read_model
@@ -26,8 +24,6 @@ from cft_ray.plan.stage import Resources, Stage
 from cft_ray.stages import activations as activations_stage
 from cft_ray.stages import covariance as covariance_stage
 from cft_ray.training.model import create
-
-cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import this file
 
 TEXTS = {
     "en": ["one", "two and two", "a much longer sentence than all the others, for padding", "no"],
@@ -69,11 +65,6 @@ def reference(folder: str, texts: list[str]) -> np.ndarray:
         ).hidden_states
         each.append(torch.stack([state[0].double().mean(0) for state in states[1:]]))
     return torch.stack(each, dim=1).numpy()
-
-
-@pytest.fixture(scope="module")
-def other_model(tmp_path_factory) -> str:
-    return str(create(ScratchModel(layers=2, intermediate_size=128, max_positions=256), 7, tmp_path_factory.mktemp("other")))
 
 
 def test_means_equal_those_of_plain_forward_passes(random_model):
@@ -139,21 +130,6 @@ def joined_texts() -> list[bytes]:
 # The stages
 
 
-def context(root: Path, model: str | None, spec=None, inputs=None, folders=None, summaries=None) -> Any:
-    """A stage's world on local folders; made of what a Ray task can be sent."""
-    root.mkdir(parents=True, exist_ok=True)
-    folders = folders or {}
-    spec = spec or ActivationsSpec(template=TOY, settings=SETTINGS)
-    return SimpleNamespace(
-        stage=Stage(spec, inputs or {"model": "a" * 64, "prompts": "b" * 64}, resources=Resources(cpus=1)),
-        output=root,
-        input=lambda role: folders[role],
-        summary=lambda role: (summaries or {})[role],
-        model=lambda role: model,
-        progress=lambda **values: None,
-    )
-
-
 @pytest.fixture(scope="module")
 def prompts(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("prompts")
@@ -161,14 +137,23 @@ def prompts(tmp_path_factory) -> Path:
     return folder
 
 
-def taken(root: Path, model: str, prompts: Path, **more: Any) -> dict[str, Any]:
-    return activations_stage.run(context(root, model, folders={"prompts": prompts}, **more))
+def taken(root: Path, model: str, prompts: Path, spec=None, inputs=None) -> dict[str, Any]:
+    spec = spec or ActivationsSpec(template=TOY, settings=SETTINGS)
+    stage = Stage(spec, inputs or {"model": "a" * 64, "prompts": "b" * 64}, resources=Resources(cpus=1))
+    return activations_stage.run(Alone(root, stage, {"prompts": prompts}, {"model": model}))
+
+
+def compared(root: Path, left: Path, right: Path, summaries: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What the stage says of what `taken` left in two folders."""
+    stage = Stage(CovarianceSpec(), {"left": "1" * 64, "right": "2" * 64}, resources=Resources(cpus=1))
+    sides = {"left": left / "output", "right": right / "output"}
+    return covariance_stage.run(Alone(root, stage, sides, summaries=summaries))
 
 
 def test_the_stage_writes_activations_and_layers(tmp_path, random_model, prompts):
     outputs = taken(tmp_path, random_model, prompts)
     means = measured(random_model)[1]
-    found = Activations.read(tmp_path)
+    found = Activations.read(tmp_path / "output")
     np.testing.assert_array_equal(found.means, means)
     assert found.prompts["id"].to_pylist() == ROWS["id"].to_pylist()
     assert {key: outputs[key] for key in ("model", "prompts", "n", "truncated", "layers", "hidden_size")} == {
@@ -179,8 +164,8 @@ def test_the_stage_writes_activations_and_layers(tmp_path, random_model, prompts
         "layers": 2,
         "hidden_size": 128,
     }
-    assert pq.read_schema(tmp_path / "tables" / "layers.parquet").equals(body_schema("layers"))
-    layers = pl.read_parquet(tmp_path / "tables" / "layers.parquet")
+    assert pq.read_schema(tmp_path / "output" / "tables" / "layers.parquet").equals(body_schema("layers"))
+    layers = pl.read_parquet(tmp_path / "output" / "tables" / "layers.parquet")
     assert len(layers) == 2 * 3 and layers.select("layer", "language").n_unique() == 6
     for row in layers.iter_rows(named=True):
         of = [n for n, code in enumerate(ROWS["language"].to_pylist()) if row["language"] in (None, code)]
@@ -196,7 +181,7 @@ def test_the_stage_writes_activations_and_layers(tmp_path, random_model, prompts
 def test_under_ray_it_is_the_same_and_errors_come_through(tmp_path, random_model, prompts, ray_session):
     outputs = taken(tmp_path / "a", random_model, prompts)
     assert outputs["n"] == 8
-    np.testing.assert_array_equal(Activations.read(tmp_path / "a").means, measured(random_model)[1])
+    np.testing.assert_array_equal(Activations.read(tmp_path / "a" / "output").means, measured(random_model)[1])
     with pytest.raises(UserError, match="no such folder"):
         taken(tmp_path / "b", "nowhere", prompts)
 
@@ -204,12 +189,11 @@ def test_under_ray_it_is_the_same_and_errors_come_through(tmp_path, random_model
 def test_a_single_prompt_has_no_variance(tmp_path, random_model):
     write_rows(tmp_path / FILE, [ROWS.slice(0, 1)])
     taken(tmp_path / "out", random_model, tmp_path)
-    layers = pl.read_parquet(tmp_path / "out" / "tables" / "layers.parquet")
+    layers = pl.read_parquet(tmp_path / "out" / "output" / "tables" / "layers.parquet")
     assert layers["variance"].null_count() == len(layers) == 4
     summaries = {"left": {"model": "l"}, "right": {"model": "r"}}
-    pair = {"left": tmp_path / "out", "right": tmp_path / "out"}
     with pytest.raises(UserError, match="single prompt"):
-        covariance_stage.run(context(tmp_path / "c", None, CovarianceSpec(), folders=pair, summaries=summaries))
+        compared(tmp_path / "c", tmp_path / "out", tmp_path / "out", summaries)
 
 
 def test_covariance_between_two_models(tmp_path, random_model, other_model, prompts):
@@ -218,11 +202,9 @@ def test_covariance_between_two_models(tmp_path, random_model, other_model, prom
         "left": taken(tmp_path / "left", random_model, prompts),
         "right": taken(tmp_path / "right", other_model, prompts, spec=spec, inputs={"prompts": "b" * 64}),
     }
-    folders = {role: tmp_path / role for role in summaries}
-    inputs = {"left": "1" * 64, "right": "2" * 64}
-    outputs = covariance_stage.run(context(tmp_path / "c", None, CovarianceSpec(), inputs, folders, summaries))
+    outputs = compared(tmp_path / "c", tmp_path / "left", tmp_path / "right", summaries)
     assert (outputs["left"], outputs["right"], outputs["n"]) == ("a" * 64, "org/base@r", 8)
-    rows = pl.read_parquet(tmp_path / "c" / "tables" / "similarity.parquet")
+    rows = pl.read_parquet(tmp_path / "c" / "output" / "tables" / "similarity.parquet")
     sides = [measured(model)[1].astype(np.float64) for model in (random_model, other_model)]
     for layer, (one, other) in enumerate(zip(*sides, strict=True)):
         value = dict(rows.filter(layer=layer).select("measure", "value").iter_rows())
@@ -235,8 +217,7 @@ def test_covariance_between_two_models(tmp_path, random_model, other_model, prom
     write_rows(tmp_path / FILE, [ROWS.slice(1)])
     taken(tmp_path / "fewer", random_model, tmp_path)
     with pytest.raises(UserError, match="other prompts"):
-        pair = {**folders, "right": tmp_path / "fewer"}
-        covariance_stage.run(context(tmp_path / "d", None, CovarianceSpec(), inputs, pair, summaries))
+        compared(tmp_path / "d", tmp_path / "left", tmp_path / "fewer", summaries)
 
 
 def test_models_of_other_shapes(tmp_path, random_model, prompts):
@@ -244,29 +225,16 @@ def test_models_of_other_shapes(tmp_path, random_model, prompts):
     taken(tmp_path / "left", random_model, prompts)
     taken(tmp_path / "right", str(shallow), prompts)
     summaries = {"left": {"model": "l"}, "right": {"model": "r"}}
-    folders = {role: tmp_path / role for role in summaries}
     with pytest.raises(UserError, match="2 layers of 128 and 1 layers of 128"):
-        covariance_stage.run(context(tmp_path / "c", None, CovarianceSpec(), folders=folders, summaries=summaries))
+        compared(tmp_path / "c", tmp_path / "left", tmp_path / "right", summaries)
 
 
 # What is refused
 
 
-def copied(model: str, folder: Path, change) -> str:
-    AutoModelForCausalLM.from_pretrained(model).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(model).save_pretrained(folder)
-    weights = load_file(folder / "model.safetensors")
-    change(weights)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    return str(folder)
-
-
 def test_weights_that_are_not_numbers_or_not_there(tmp_path, random_model):
-    def spoil(weights):
-        weights["model.layers.1.mlp.up_proj.weight"][0, 0] = float("nan")
-
     with pytest.raises(UserError, match="activations of layer 1 are not finite"):
-        measured(copied(random_model, tmp_path / "nan", spoil))
+        measured(spoiled(random_model, tmp_path / "nan", "model.layers.1.mlp.up_proj.weight"))
     with pytest.raises(UserError, match=r"lack weights.*layers\.0\.self_attn\.k_proj"):
         measured(copied(random_model, tmp_path / "less", lambda weights: weights.pop("model.layers.0.self_attn.k_proj.weight")))
 

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from alone import Alone
 
 from cft_ray.data.formats import FORMATS
 from cft_ray.data.rows import read_rows
@@ -24,36 +25,9 @@ PUBLIC = Path(__file__).parents[4] / "shared" / "data"
 ALPACA = FORMATS["alpaca"]
 
 
-class Context:
-    """A stage's world without an executor: two folders."""
-
-    attempt, checkpoints, loggers = 1, "", ()
-
-    def __init__(self, folder: Path, spec: DatasetSpec) -> None:
-        self.stage, self.output, self.scratch = Stage(spec), folder / "output", folder / "scratch"
-        for path in (self.output, self.scratch):
-            path.mkdir(parents=True)
-        self.shown: list[dict[str, Any]] = []
-
-    def input(self, role: str) -> Path:
-        raise KeyError(role)
-
-    def summary(self, role: str) -> dict[str, Any]:
-        raise KeyError(role)
-
-    def model(self, role: str) -> str:
-        raise KeyError(role)
-
-    def report(self, table: str, rows: Any, sequence: int) -> None:
-        raise AssertionError("this stage has no table")
-
-    def progress(self, **values: Any) -> None:
-        self.shown.append(values)
-
-
 def stage(folder: Path, **spec: Any) -> tuple[dict[str, Any], pa.Table]:
     spec = {"columns": ALPACA, "languages": ("en",)} | spec
-    context = Context(folder / f"run{len(list(folder.glob('run*')))}", DatasetSpec(**spec))
+    context = Alone(folder / f"run{len(list(folder.glob('run*')))}", Stage(DatasetSpec(**spec)))
     outputs = run(context)
     json.dumps(outputs)
     assert list(context.scratch.iterdir()) == []
@@ -234,9 +208,9 @@ def test_priorities_are_these_numbers_on_every_machine() -> None:
 )
 def test_hostile_files_are_named_and_leave_no_rows(tmp_path: Path, name: str, content: bytes, wanted: str) -> None:
     (tmp_path / name).write_bytes(content)
-    context = Context(tmp_path / "run", DatasetSpec(files=str(tmp_path / name), columns=ALPACA, languages=("en",)))
+    spec = DatasetSpec(files=str(tmp_path / name), columns=ALPACA, languages=("en",))
     with pytest.raises(UserError, match=wanted) as caught:
-        run(context)
+        run(Alone(tmp_path / "run", Stage(spec)))
     assert name in str(caught.value)
 
 
@@ -292,7 +266,8 @@ def test_memory_does_not_grow_with_the_source(tmp_path: Path) -> None:
         arrow, blocks = pa.default_memory_pool(), 0
         tracemalloc.start()
 
-        context = Context(tmp_path / f"memory{count}", DatasetSpec(files=str(path), columns=ALPACA, languages=("en",)))
+        spec = DatasetSpec(files=str(path), columns=ALPACA, languages=("en",))
+        context = Alone(tmp_path / f"memory{count}", Stage(spec))
 
         def watch(**values: Any) -> None:
             nonlocal blocks

@@ -1,30 +1,24 @@
 """KL between two models against direct computation on whole rows; the stage; and what is refused."""
 
-import sys
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import polars as pl
 import pyarrow as pa
 import pytest
 import torch
-from ray import cloudpickle
-from safetensors.torch import load_file, save_file
+from alone import Alone
+from tinymodels import copied, spoiled
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config
 
 from cft_ray.data.rows import FILE, table, write_rows
 from cft_ray.data.templates import render
 from cft_ray.divergence.measure import Divergence, measure_divergence
 from cft_ray.errors import UserError
-from cft_ray.grid.settings import DivergenceSettings, ScratchModel, Template
+from cft_ray.grid.settings import DivergenceSettings, Template
 from cft_ray.metrics.schemas import body_schema
 from cft_ray.plan.specs import Checkpoint, DivergenceSpec
 from cft_ray.plan.stage import Resources, Stage
 from cft_ray.stages import divergence as divergence_stage
-from cft_ray.training.model import create
-
-cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import this file
 
 TOY = Template(name="toy")
 SETTINGS = DivergenceSettings(batch_tokens=100)
@@ -41,9 +35,8 @@ ROWS = table(
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory, random_model) -> tuple[str, str]:
-    other = create(ScratchModel(layers=2, intermediate_size=128, max_positions=256), 7, tmp_path_factory.mktemp("other"))
-    return random_model, str(other)
+def pair(random_model, other_model) -> tuple[str, str]:
+    return random_model, other_model
 
 
 def measured(pair: tuple[str, str], rows: pa.Table = ROWS, settings: DivergenceSettings = SETTINGS) -> Divergence:
@@ -108,26 +101,20 @@ def test_a_sample_is_a_seeded_part(pair):
 # The stage
 
 
-def context(root: Path, pair: tuple[str, str], data: Path) -> Any:
-    """A stage's world on local folders; made of what a Ray task can be sent."""
-    root.mkdir(parents=True, exist_ok=True)
+def context(root: Path, pair: tuple[str, str], data: Path) -> Alone:
     spec = DivergenceSpec(checkpoints={"left": Checkpoint(digest="d")}, template=TOY, settings=SETTINGS)
-    return SimpleNamespace(
-        stage=Stage(spec, {"right": "b" * 64, "data": "c" * 64}, resources=Resources(cpus=1)),
-        output=root,
-        input=lambda role: {"data": data}[role],
-        model=lambda role: dict(zip(("left", "right"), pair, strict=True))[role],
-        progress=lambda **values: None,
-    )
+    stage = Stage(spec, {"right": "b" * 64, "data": "c" * 64}, resources=Resources(cpus=1))
+    return Alone(root, stage, {"data": data}, dict(zip(("left", "right"), pair, strict=True)))
 
 
 def test_the_stage_writes_its_tables_in_process_and_under_ray(tmp_path, pair, request):
     write_rows(tmp_path / FILE, [ROWS])
-    outputs = divergence_stage.run(context(tmp_path / "a", pair, tmp_path))
+    made = context(tmp_path / "a", pair, tmp_path)
+    outputs = divergence_stage.run(made)
     expected = measured(pair)
     assert outputs == {"data": "c" * 64, **expected.summary}
-    assert pl.read_parquet(tmp_path / "a" / "rows.parquet").equals(pl.DataFrame(pl.from_arrow(expected.rows)))
-    similarity = pl.read_parquet(tmp_path / "a" / "tables" / "similarity.parquet")
+    assert pl.read_parquet(made.output / "rows.parquet").equals(pl.DataFrame(pl.from_arrow(expected.rows)))
+    similarity = pl.read_parquet(made.output / "tables" / "similarity.parquet")
     assert similarity.columns == body_schema("similarity").names
     assert (set(similarity["left"]), set(similarity["right"])) == ({"d"}, {"b" * 64})
     assert similarity.filter(pl.col("language").is_null(), measure="kl_all")["value"].to_list() == [outputs["kl_all"]]
@@ -139,19 +126,6 @@ def test_the_stage_writes_its_tables_in_process_and_under_ray(tmp_path, pair, re
 
 
 # What is refused
-
-
-def copied(model: str, folder: Path, **weights: Any) -> str:
-    """A model with other weights, by name: functions of the old ones."""
-    AutoModelForCausalLM.from_pretrained(model).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(model).save_pretrained(folder)
-    stored = load_file(folder / "model.safetensors")
-    save_file(
-        {name: weights[name](tensor).contiguous() if name in weights else tensor for name, tensor in stored.items()},
-        folder / "model.safetensors",
-        metadata={"format": "pt"},
-    )
-    return str(folder)
 
 
 def test_other_vocabularies(tmp_path, pair):
@@ -172,7 +146,7 @@ def test_other_vocabularies(tmp_path, pair):
 
 def test_weights_that_are_not_numbers(tmp_path, pair):
     for name in ("model.layers.1.mlp.up_proj.weight", "lm_head.weight"):
-        broken = copied(pair[0], tmp_path / name, **{name: lambda tensor: tensor.index_fill(0, torch.tensor([5]), float("nan"))})
+        broken = spoiled(pair[0], tmp_path / name, name)
         for both in ((pair[0], broken), (broken, pair[0])):
             with pytest.raises(UserError, match="not finite") as caught:
                 measured(both)

@@ -2,15 +2,13 @@
 
 import json
 import struct
-import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
 import torch
-from ray import cloudpickle
+from alone import Alone
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config
 
@@ -243,36 +241,20 @@ def test_quantised_weights(tmp_path, folders):
 # The stage
 
 
-@dataclass
-class FolderContext:
-    """A stage's world without a run: folders in, a folder out."""
-
-    stage: Stage
-    output: Path
-    models: dict[str, Path]
-    told: list[dict[str, Any]] = field(default_factory=list)
-
-    def model(self, role: str) -> str:
-        return str(self.models[role])
-
-    def progress(self, **values: Any) -> None:
-        self.told.append(values)
-
-
 @pytest.fixture
-def context(folders, tmp_path) -> FolderContext:
+def context(folders, tmp_path) -> Alone:
     spec = DriftSpec(checkpoints={"right": Checkpoint(hub="org/base", revision="abc")})
     stage = Stage(spec, {"left": "f" * 64}, resources=Resources(cpus=1))
-    return FolderContext(stage, tmp_path, dict(zip(("left", "right"), folders, strict=True)))
+    return Alone(tmp_path, stage, models=dict(zip(("left", "right"), folders, strict=True)))
 
 
 def test_progress_ends_at_the_number_of_parameters(context):
-    found = drift_stage.compare(context)  # type: ignore[arg-type]
-    assert context.told[-1]["done"] == context.told[-1]["total"] == found.summary["parameters"]
+    found = drift_stage.compare(context)
+    assert context.shown[-1]["done"] == context.shown[-1]["total"] == found.summary["parameters"]
 
 
 def test_the_stage_writes_its_tables(context, folders):
-    outputs = drift_stage.run(context)  # type: ignore[arg-type]
+    outputs = drift_stage.run(context)
     assert outputs == measure_drift(*folders).summary
     heads = pl.read_parquet(context.output / "heads.parquet")
     assert len(heads) == LAYERS * (HEADS + 2 * KV_HEADS)
@@ -291,12 +273,9 @@ def test_the_stage_writes_its_tables(context, folders):
     assert layer == pytest.approx(sum(l2**2 for l2 in tensors["l2"]) ** 0.5)
 
 
-cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import this file
-
-
 def test_the_stage_measures_in_a_task_under_ray(context, folders, ray_session):
-    assert drift_stage.run(context) == measure_drift(*folders).summary  # type: ignore[arg-type]
+    assert drift_stage.run(context) == measure_drift(*folders).summary
     (folders[0].parent / "none").mkdir(exist_ok=True)
-    broken = FolderContext(context.stage, context.output / "second", {**context.models, "left": folders[0].parent / "none"})
+    broken = Alone(context.root / "second", context.stage, models={**context.models, "left": folders[0].parent / "none"})
     with pytest.raises(UserError, match="no config"):
-        drift_stage.run(broken)  # type: ignore[arg-type]
+        drift_stage.run(broken)

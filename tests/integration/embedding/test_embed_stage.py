@@ -1,6 +1,8 @@
 """The stages `embed` and `similarity`: real models, real text where it is at hand, in the process and on Ray's actors."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
-from ray import cloudpickle
+from alone import Alone
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
@@ -29,40 +32,7 @@ from cft_ray.plan.stage import Resources, Stage
 from cft_ray.stages import embed as embed_stage
 from cft_ray.stages import similarity as similarity_stage
 
-cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import this file
-
 WORDS = [f"w{number}" for number in range(200)]
-
-
-class Context:
-    """A stage's world without an executor."""
-
-    attempt, checkpoints, loggers = 1, "", ()
-
-    def __init__(
-        self, folder: Path, stage: Stage, inputs: dict[str, Path], outputs: dict[str, dict[str, Any]], model: str
-    ) -> None:
-        self.stage, self.output, self.scratch = stage, folder / "output", folder / "scratch"
-        for path in (self.output, self.scratch):
-            path.mkdir(parents=True, exist_ok=True)
-        self._inputs, self._outputs, self._model = inputs, outputs, model
-        self.shown: list[dict[str, Any]] = []
-
-    def input(self, role: str) -> Path:
-        return self._inputs[role]
-
-    def summary(self, role: str) -> dict[str, Any]:
-        return self._outputs[role]
-
-    def model(self, role: str) -> str:
-        assert role == "embedder"
-        return self._model
-
-    def report(self, table: str, rows: Any, sequence: int) -> None:
-        raise AssertionError("rows are left in the artifact")
-
-    def progress(self, **values: Any) -> None:
-        self.shown.append(values)
 
 
 def data_set(folder: Path, texts: dict[str, list[str]], name: str = "data") -> Path:
@@ -74,10 +44,11 @@ def data_set(folder: Path, texts: dict[str, list[str]], name: str = "data") -> P
     return folder
 
 
-def embed_context(folder: Path, data: Path, model: Path | None, resources: Resources, **settings: Any) -> Context:
+def embed_context(folder: Path, data: Path, model: Path | None, resources: Resources, **settings: Any) -> Alone:
     checkpoints = {"embedder": Checkpoint(path=str(model), digest="d")} if model is not None else {}
     spec = EmbedSpec(checkpoints=checkpoints, settings=EmbeddingSettings(**settings))
-    return Context(folder, Stage(spec, {"data": data.name}, resources=resources), {"data": data}, {}, str(model))
+    models = {"embedder": model} if model is not None else {}
+    return Alone(folder, Stage(spec, {"data": data.name}, resources=resources), {"data": data}, models)
 
 
 def embed(folder: Path, data: Path, model: Path | None = None, resources: Resources | None = None, **settings: Any):
@@ -95,7 +66,8 @@ def vectors(output: Path) -> np.ndarray:
 def compare(folder: Path, left: tuple[Path, dict[str, Any]], right: tuple[Path, dict[str, Any]], **spec: Any):
     """Run the stage; its outputs and its rows by (measure, language)."""
     stage = Stage(SimilaritySpec(**spec), {"left": "l", "right": "r"}, label="l ~ r")
-    context = Context(folder, stage, {"left": left[0], "right": right[0]}, {"left": left[1], "right": right[1]}, "")
+    inputs = {"left": left[0], "right": right[0]}
+    context = Alone(folder, stage, inputs, summaries={"left": left[1], "right": right[1]})
     outputs = similarity_stage.run(context)
     rows = pq.read_table(context.output / "tables" / "similarity.parquet").to_pylist()
     return outputs, {(row["measure"], row["language"]): row["value"] for row in rows}
@@ -222,16 +194,40 @@ def test_finished_blocks_are_not_embedded_again(tmp_path: Path, encoder: Path, m
     np.testing.assert_allclose(vectors(context.output), vectors(whole), atol=1e-6)
 
 
-def test_a_pool_of_actors_gives_the_same(tmp_path: Path, encoder: Path, ray_session: None) -> None:
-    data = data_set(tmp_path, {"en": sentences(0, EmbeddingSettings().block_rows + 500, most=4)})
-    output, outputs = embed(tmp_path / "a", data, encoder, Resources(workers=2, cpus=1), sample=None)
+def test_a_pool_grows_with_the_work_outlives_an_actor_and_gives_the_same(
+    tmp_path: Path, encoder: Path, ray_session: None
+) -> None:
+    data = data_set(tmp_path, {"en": sentences(0, 4000, most=4)})
+    settings, actors = EmbeddingSettings(sample=None, block_rows=100), tmp_path / "actors"
+    actors.mkdir()
+
+    def locate() -> tuple[Path, str | None]:  # called once by every actor
+        (actors / str(os.getpid())).touch()
+        return data, str(encoder)
+
+    made: dict[int, pa.Table] = {}
+    killed = None
+    for part in work.embedded(settings, Resources(workers=2, cpus=1), locate, list(range(40))):
+        there = [int(file.name) for file in actors.iterdir()]
+        if killed is None and len(there) == 2:  # it has grown from one actor to the most that it may
+            killed = there[0]
+            os.kill(killed, signal.SIGKILL)
+        for number in part["block"].unique().to_pylist():
+            assert number not in made
+            made[number] = part.filter(pc.field("block") == number)
+    assert killed is not None and sorted(made) == list(range(40))
+    found = np.stack(pa.concat_tables([made[number] for number in range(40)])["vector"].to_pylist())
+    expected = SentenceTransformer(str(encoder), device="cpu").encode(pq.read_table(data / FILE)["instruction"].to_pylist())
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_the_stage_is_the_same_under_ray(tmp_path: Path, encoder: Path, ray_session: None) -> None:
+    data = data_set(tmp_path, {"en": sentences(0, 250)})
+    output, outputs = embed(tmp_path / "a", data, encoder, sample=None, block_rows=100)
     expected = SentenceTransformer(str(encoder), device="cpu").encode(pq.read_table(data / FILE)["instruction"].to_pylist())
     np.testing.assert_allclose(vectors(output), expected, atol=1e-6)
-    assert outputs["rows"] == len(expected) and sorted(file.name for file in (output / "embeddings").iterdir()) == [
-        "part-00000.parquet"
-    ]
-    made = output, outputs
-    found, rows = compare(tmp_path / "s", made, made, resamples=50)
+    assert outputs["rows"] == 250 and [file.name for file in (output / "embeddings").iterdir()] == ["part-00000.parquet"]
+    found, rows = compare(tmp_path / "s", (output, outputs), (output, outputs), resamples=50)
     assert found["des"] == rows["des", None] == pytest.approx(1.0, abs=1e-6)
     with pytest.raises(UserError, match=r"modules\.json"):
         embed(tmp_path / "b", data, encoder.parent / "bert")

@@ -10,13 +10,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from alone import Alone
 from judgeserver import JudgeServer
+from tinymodels import weights_of
 
 from cft_ray.data.templates import prompt
 from cft_ray.errors import StageFailed, UserError
@@ -58,28 +59,23 @@ def undecided(tmp_path_factory) -> str:
 @pytest.fixture(scope="module")
 def first_is_better(tmp_path_factory) -> str:
     """A judge whose next token is always `m`, the name of the answer that stands first."""
-    import torch
-    from safetensors.torch import load_file, save_file
     from transformers import AutoTokenizer
 
     from cft_ray.training.model import create
 
     folder = create(LONG, 0, tmp_path_factory.mktemp("first"))
-    weights = load_file(folder / "model.safetensors")
-    for name, tensor in weights.items():
-        if name.endswith(("o_proj.weight", "down_proj.weight")):
-            tensor.zero_()
-    weights["model.embed_tokens.weight"] = torch.zeros_like(weights["model.embed_tokens.weight"])
-    weights["model.embed_tokens.weight"][:, 0] = 1.0
-    head = torch.zeros_like(weights["lm_head.weight"])
     (token,) = AutoTokenizer.from_pretrained(folder)("m", add_special_tokens=False).input_ids
-    head[token, 0] = 1.0
-    save_file(weights | {"lm_head.weight": head}, folder / "model.safetensors", metadata={"format": "pt"})
+    with weights_of(folder) as weights:
+        for name, tensor in weights.items():
+            if name.endswith(("o_proj.weight", "down_proj.weight", "embed_tokens.weight", "lm_head.weight")):
+                tensor.zero_()
+        weights["model.embed_tokens.weight"][:, 0] = 1.0
+        weights["lm_head.weight"][token, 0] = 1.0
     return str(folder)
 
 
-def context(root: Path, items: str, models: dict[str, str], judge: JudgeSettings, **changes: Any) -> Any:
-    """A stage's world on local folders; ``models``: role -> folder, others fail the test when they are asked for."""
+def context(root: Path, items: str, models: dict[str, str], judge: JudgeSettings, **changes: Any) -> Alone:
+    """``models``: role -> folder; others fail the test when they are asked for."""
     declared = BENCHMARKS["alpaca_eval"]
     spec = EvaluateSpec(
         **{
@@ -94,16 +90,7 @@ def context(root: Path, items: str, models: dict[str, str], judge: JudgeSettings
         }
         | changes
     )
-    output = root / "output"
-    output.mkdir(parents=True, exist_ok=True)
-    return SimpleNamespace(
-        stage=Stage(spec, {"model": "a" * 64}, resources=Resources(cpus=1)),
-        output=output,
-        checkpoints=str(root / "checkpoints"),
-        host=None,
-        model=lambda role: models[role],
-        progress=lambda **values: None,
-    )
+    return Alone(root, Stage(spec, {"model": "a" * 64}, resources=Resources(cpus=1)), models=models)
 
 
 @pytest.fixture

@@ -1,59 +1,21 @@
 """The replay stage on real Ray Data and vLLM: who answers, in which order, and that neither batches nor a kill matter."""
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from alone import Alone
 
 from cft_ray.data.rows import table, write_rows
 from cft_ray.grid.settings import ReplaySampling, Template
 from cft_ray.plan.specs import ReplaySpec
 from cft_ray.plan.stage import Resources, Stage
-from cft_ray.stages import replay
+from cft_ray.stages.replay import run
 from cft_ray.strategies.selection import select
 
 PROMPTS = 40
-run: Any = replay.run  # the context is of its own class
-
-
-@dataclass
-class Context:
-    """A stage's world on local folders."""
-
-    stage: Stage
-    root: Path
-    model_folder: str
-    prompts: Path
-    target_rows: int
-    seen: list[dict[str, Any]] = field(default_factory=list)
-    checkpoints: str = ""
-    attempt: int = 1
-
-    def __post_init__(self) -> None:
-        self.output, self.scratch = self.root / "output", self.root / "scratch"
-        self.output.mkdir(parents=True, exist_ok=True)
-        self.scratch.mkdir(exist_ok=True)
-
-    def input(self, role: str) -> Path:
-        assert role == "prompts"
-        return self.prompts
-
-    def summary(self, role: str) -> dict[str, Any]:
-        assert role == "target"
-        return {"rows": self.target_rows}
-
-    def model(self, role: str) -> str:
-        assert role == "model"
-        return self.model_folder
-
-    def report(self, table: str, rows: Any, sequence: int) -> None:
-        raise AssertionError("replay reports no rows")
-
-    def progress(self, **values: Any) -> None:
-        self.seen.append(values)
 
 
 @pytest.fixture(scope="module")
@@ -68,19 +30,20 @@ def prompts(tmp_path_factory) -> Path:
     return folder
 
 
-def context(root: Path, model: str, prompts: Path, ratio: float = 0.5, **sampling: Any) -> Context:
+def context(root: Path, model: str, prompts: Path, ratio: float = 0.5, **sampling: Any) -> Alone:
     settings = ReplaySampling(**{"max_new_tokens": 12, "max_length": 256, **sampling})
     spec = ReplaySpec(ratio=ratio, template=Template(name="toy"), sampling=settings, seed=5)
     inputs = {"model": "a" * 64, "prompts": "b" * 64, "target": "c" * 64}
-    return Context(Stage(spec, inputs, resources=Resources(workers=1, cpus=1)), root, model, prompts, target_rows=100)
+    stage = Stage(spec, inputs, resources=Resources(workers=1, cpus=1))
+    return Alone(root, stage, {"prompts": prompts}, {"model": model}, {"target": {"rows": 100}})
 
 
-def rows_of(made: Context) -> list[dict[str, Any]]:
+def rows_of(made: Alone) -> list[dict[str, Any]]:
     return pq.read_table(made.output / "rows.parquet").to_pylist()
 
 
 @pytest.fixture(scope="module")
-def sampled(tmp_path_factory, ray_session, random_model, prompts) -> tuple[Context, dict[str, Any]]:
+def sampled(tmp_path_factory, ray_session, random_model, prompts) -> tuple[Alone, dict[str, Any]]:
     """50 answers to 40 prompts, sampled at temperature 1 from the random model."""
     made = context(tmp_path_factory.mktemp("whole"), random_model, prompts)
     return made, run(made)
@@ -96,7 +59,7 @@ def test_the_model_given_answers(tmp_path, ray_session, planted, prompts):
     unanswered = len(rows) - len(answered)
     assert unanswered and {row["finish_reason"] for row in rows if row["prompt_id"] == "p7"} == {"no_room"}
     assert outputs == {"rows": 50, "tokens": 5 * len(answered), "empty": unanswered, "truncated": unanswered}
-    assert made.seen[-1]["done"] == made.seen[-1]["total"] == 50
+    assert made.shown[-1]["done"] == made.shown[-1]["total"] == 50
 
 
 def test_rows_are_the_selected_prompts_in_order(sampled):

@@ -1,6 +1,5 @@
 """Planted answers, every measure by hand; the perplexity against transformers' own loss, and of a model that knows its word."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from alone import Alone
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cft_ray.data.rows import FILE, table, write_rows
@@ -18,11 +18,10 @@ from cft_ray.inference.model import load
 from cft_ray.plan.specs import ReplayQualitySpec
 from cft_ray.plan.stage import Resources, Stage
 from cft_ray.replay_quality.measure import measure_quality
-from cft_ray.stages import replay_quality
 from cft_ray.stages.replay import REPLAY_SCHEMA
+from cft_ray.stages.replay_quality import run
 
 TOY = Template(name="toy")
-run: Any = replay_quality.run  # the context is of its own class
 
 
 def english() -> pa.Table:
@@ -117,38 +116,18 @@ def test_a_prompt_that_is_not_there(planted: str) -> None:
     assert "p0" in raised.value.what
 
 
-@dataclass
-class Context:
-    """A stage's world on local folders."""
-
-    stage: Stage
-    output: Path
-    inputs: dict[str, Path]
-    folder: str
-
-    def input(self, role: str) -> Path:
-        return self.inputs[role]
-
-    def model(self, role: str) -> str:
-        assert role == "model"
-        return self.folder
-
-    def progress(self, **values: Any) -> None:
-        pass
-
-
 def test_stage_in_a_ray_task(tmp_path: Path, ray_session: None, planted: str) -> None:
     for name, rows, schema in (("replay", replay(), REPLAY_SCHEMA), ("english", english(), english().schema)):
         (tmp_path / name).mkdir()
         write_rows(tmp_path / name / FILE, [rows], schema)
-    (tmp_path / "output").mkdir()
     spec = ReplayQualitySpec(template=TOY, max_length=200)
     stage = Stage(spec, {"replay": "a" * 64, "english": "b" * 64, "model": "c" * 64}, resources=Resources(cpus=1))
     inputs = {name: tmp_path / name for name in ("replay", "english")}
-    outputs = run(Context(stage, tmp_path / "output", inputs, planted))
+    made = Alone(tmp_path, stage, inputs, {"model": planted})
+    outputs = run(made)
     assert outputs["rows"] == 5 and outputs["empty"] == pytest.approx(0.2)
-    written = pq.read_table(tmp_path / "output" / "tables" / "replay.parquet").to_pylist()
+    written = pq.read_table(made.output / "tables" / "replay.parquet").to_pylist()
     assert {row["replay"] for row in written} == {"a" * 64}
     whole = {row["measure"]: row for row in written if row["side"] == "generated" and row["language"] is None}
     assert whole["perplexity"]["value"] == pytest.approx(outputs["perplexity"])
-    assert pq.read_table(tmp_path / "output" / "rows.parquet").num_rows == 9
+    assert pq.read_table(made.output / "rows.parquet").num_rows == 9

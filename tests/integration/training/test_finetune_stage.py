@@ -5,13 +5,11 @@ import random
 import signal
 import threading
 import time
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from alone import Alone
 from safetensors.torch import load_file
 
 from cft_ray.errors import UserError
@@ -25,30 +23,13 @@ SHAPE = ScratchModel(hidden_size=64, layers=1, heads=2, kv_heads=1, intermediate
 TRAINING = TrainingSettings(learning_rate=1e-3, steps=STEPS, batch_size=4, precision="fp32", max_length=100, checkpoint_every=5)
 
 
-@dataclass
-class FolderContext:
-    """A stage's world in one folder: artifacts are folders, reported rows are files."""
-
-    root: Path
-    stage: Stage
-    attempt: int = 1
-    loggers: tuple[dict[str, Any], ...] = field(default=())
+class FolderContext(Alone):
+    """Reported rows and the processes that were heard of are files."""
 
     def __post_init__(self):
-        self.output = self.root / "output"
-        self.scratch = self.root / "scratch"
-        self.checkpoints = str(self.root / "checkpoints")
-        for folder in (self.output, self.scratch, self.root / "reported", self.root / "pids"):
-            folder.mkdir(parents=True)
-
-    def input(self, role):
-        return self.root.parent / role
-
-    def summary(self, role):
-        return {}
-
-    def model(self, role):
-        return str(self.input(role) / "model")
+        super().__post_init__()
+        for name in ("reported", "pids"):
+            (self.root / name).mkdir()
 
     def report(self, table, rows, sequence):
         pq.write_table(pa.Table.from_pylist(list(rows)), self.root / "reported" / f"{table}-{sequence}-{time.time_ns()}.parquet")
@@ -60,7 +41,7 @@ class FolderContext:
 def context(root, name, workers, loggers=(), **changes):
     spec = FinetuneSpec(scratch=SHAPE, template=Template(name="plain"), training=TRAINING.model_copy(update=changes))
     stage = Stage(spec=spec, inputs={"data": "0" * 64}, resources=Resources(workers=workers, cpus=1))
-    return FolderContext(root / name, stage, loggers=loggers)
+    return FolderContext(root / name, stage, {"data": root / "data"}, loggers=loggers)
 
 
 @pytest.fixture(scope="module")

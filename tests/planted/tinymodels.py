@@ -1,0 +1,48 @@
+"""Tiny models on disk whose weights are changed on purpose. torch is imported late, as the environment comes first."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cft_ray.grid.settings import ScratchModel
+
+
+@contextmanager
+def weights_of(folder: Path) -> Iterator[dict[str, Any]]:
+    """The tensors of a model in one file; as the block leaves them they are written back."""
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    yield weights
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def sharpened(folder: Path, shape: ScratchModel, seed: int) -> str:
+    """Random weights, with an output sharp enough that greedy answers are no toss-up, in letters (bytes are no text)."""
+    from transformers import AutoTokenizer
+
+    from cft_ray.training.model import create
+
+    with weights_of(create(shape, seed, folder)) as weights:
+        weights["lm_head.weight"] *= 20.0
+        for token, index in AutoTokenizer.from_pretrained(folder).get_vocab().items():
+            if not (len(token) == 1 and token.isascii()):
+                weights["lm_head.weight"][index] = 0.0
+    return str(folder)
+
+
+def copied(model: str, folder: Path, change: Callable[[dict[str, Any]], object] = lambda weights: None) -> str:
+    """A copy of a model, with its weights changed in place."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    AutoModelForCausalLM.from_pretrained(model).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(model).save_pretrained(folder)
+    with weights_of(folder) as weights:
+        change(weights)
+    return str(folder)
+
+
+def spoiled(model: str, folder: Path, name: str) -> str:
+    """A copy of a model in which one number of the matrix of that name is none."""
+    return copied(model, folder, lambda weights: weights[name][5, 0].fill_(float("nan")))
