@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SECONDS = 60.0
 """What a part should take: this much work is lost at most by a death (twice that, where answers get longer)."""
-FIRST = {"cuda": 1024, "cpu": 64}
+FIRST = {"cuda": 1024, "cpu": 256}
 """Requests of the first part, by device, before it is known how long they take: enough to keep the engine full."""
 GROWTH = 8
 """A part is at most this many times as large as the one before."""
