@@ -48,7 +48,8 @@ BATCH = 32
 class Context:
     """A stage's world without an executor."""
 
-    attempt, checkpoints, host, loggers = 1, "", None, ()
+    attempt, checkpoints, loggers = 1, "", ()
+    host: str | None = None
 
     def __init__(self, folder: Path, data: Path, model: Path) -> None:
         settings = EmbeddingSettings(sample=None, batch_size=BATCH)

@@ -19,8 +19,8 @@ from cft_ray.report.tables import GridTables, NothingToDraw
 ROLE = "insight:covariance:phase1-phase2"
 NORMS = {"covariance_frobenius": "Frobenius", "covariance_spectral": "spectral"}
 LABEL = "‖ΔC‖ (squared activation)"
-LOGARITHMIC = 30.0
-"""a panel whose largest value is so many times the least has a logarithmic axis"""
+LOGARITHMIC = 100.0
+"""a figure whose largest value is so many times the least has logarithmic axes, all of them, so that panels compare"""
 
 
 def draw_pairs(tables: GridTables) -> dict[str, Figure]:
@@ -38,7 +38,7 @@ def draw_pairs(tables: GridTables) -> dict[str, Figure]:
     for line, model in zip(style.panels(canvas, len(models), len(NORMS)), models, strict=True):
         for axes, norm in zip(line, NORMS, strict=True):
             mine = rows.filter((pl.col("model") == model) & (pl.col("measure") == norm))
-            _panel(axes, mine, "pair", looks, f"{model}, {NORMS[norm]} norm")
+            _panel(axes, mine, "pair", looks, f"{model}, {NORMS[norm]} norm", logarithmic=_logarithmic(rows))
         line[0].set_ylabel(LABEL)
     style.legend(canvas, _handles(looks))
     canvas.suptitle("Change of the activations' covariance from Phase 1 to Phase 2, without mitigation")
@@ -65,7 +65,7 @@ def draw_strategies(tables: GridTables) -> dict[str, Figure]:
         flat = [axes for line in style.panels(canvas, lines, columns) for axes in line]
         for axes, (model, pair) in zip(flat, places, strict=False):
             own = mine.filter((pl.col("model") == model) & (pl.col("pair") == pair))
-            _panel(axes, own, "way", looks, f"{model}, {pair}")
+            _panel(axes, own, "way", looks, f"{model}, {pair}", logarithmic=_logarithmic(mine))
         for axes in flat[::columns]:
             axes.set_ylabel(LABEL)
         for axes in flat[len(places) :]:
@@ -91,7 +91,13 @@ def _looks(names: Iterable[str], wanted: set[str]) -> dict[str, style.Series]:
     return {name: style.series(number) for number, name in enumerate(names) if name in wanted}
 
 
-def _panel(axes: Axes, rows: pl.DataFrame, by: str, looks: dict[str, style.Series], title: str) -> None:
+def _logarithmic(rows: pl.DataFrame) -> bool:
+    positive = rows.filter(pl.col("value") > 0)["value"]
+    least, largest = positive.min(), positive.max()
+    return isinstance(least, float) and isinstance(largest, float) and largest > LOGARITHMIC * least
+
+
+def _panel(axes: Axes, rows: pl.DataFrame, by: str, looks: dict[str, style.Series], title: str, *, logarithmic: bool) -> None:
     for name, look in looks.items():
         over = pl.col("value")
         own = rows.filter(pl.col(by) == name).group_by("layer").agg(over.mean(), low=over.min(), high=over.max()).sort("layer")
@@ -101,9 +107,7 @@ def _panel(axes: Axes, rows: pl.DataFrame, by: str, looks: dict[str, style.Serie
         axes.plot(own["layer"], own["value"], color=look.colour, marker=look.marker, linestyle=look.dash, markevery=every)
         if (own["high"] > own["low"]).any():
             axes.fill_between(own["layer"], own["low"], own["high"], color=look.colour, alpha=0.15, linewidth=0)
-    positive = rows.filter(pl.col("value") > 0)["value"]
-    least, largest = positive.min(), positive.max()
-    if isinstance(least, float) and isinstance(largest, float) and largest > LOGARITHMIC * least:
+    if logarithmic:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
