@@ -7,12 +7,15 @@ of that pair alone, and ``n`` says how many are left.
 A p-value is the share of pairings at least as extreme as the one found (twice the smaller tail), over all n! pairings
 where they are few and a seeded draw otherwise; it needs no normality. It takes the cells for exchangeable, which cells
 that share a data set pair or a Phase 1 are not: where few *distinct* values stand behind many cells, the reading is
-"descriptive" and the p-value is no test of the question. Pure: numpy, scipy, polars.
+"descriptive" and the p-value is no test of the question. So the cells of one model and pair, which differ in strategy and
+seed alone, are also compared among themselves (`WITHIN`): the mean of the groups' coefficients, against pairings drawn
+inside each group. Pure: numpy, scipy, polars.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import factorial
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -30,9 +33,13 @@ RESAMPLES = 1_999
 EXACT = 5_040
 """pairings up to which all are taken: those of seven cells"""
 SEED = 0
+ROUNDING = 1e-9
+"""by which a drawn coefficient may miss one that it equals"""
 DESCRIPTIVE = "descriptive"
 ALL = "all"
 """the value of column ``model`` for the cells of all models together"""
+WITHIN = "within model and pair"
+"""the value of column ``model`` for comparisons among the cells of one model and pair, averaged over these"""
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,7 @@ SCHEMA = pl.Schema(
         "reading": pl.String,
     }
 )
-"""One row per scope (all models or one), predictor, target and method; ``pairings``: behind p; ``exact``: all of them."""
+"""One row per scope (`ALL`, a model, `WITHIN`), predictor, target and method; ``pairings``: behind p; ``exact``: all of them."""
 
 
 def predictors(tables: GridTables) -> pl.DataFrame:
@@ -98,7 +105,7 @@ def targets(tables: GridTables) -> pl.DataFrame:
 
 
 def correlations(tables: GridTables) -> pl.DataFrame:
-    """All predictors against all targets, over all cells and, where there are several models, over each one's.
+    """All predictors against all targets, over all cells, over each model's where there are several, and `WITHIN`.
 
     Returns:
         `SCHEMA`; without rows for a predictor that no cell has.
@@ -109,18 +116,27 @@ def correlations(tables: GridTables) -> pl.DataFrame:
     left, right = predictors(tables), targets(tables)
     joined = left.join(right, on="cell", how="left", maintain_order="left")
     models = tables.models
+    scopes = {ALL: [joined]} | ({model: [joined.filter(pl.col("model") == model)] for model in models} if len(models) > 1 else {})
+    groups = joined.partition_by("model", "pair", maintain_order=True)
+    if any(group.height >= LEAST for group in groups):
+        scopes[WITHIN] = groups
     rows = []
-    for model in [ALL, *(models if len(models) > 1 else ())]:
-        own = joined if model == ALL else joined.filter(pl.col("model") == model)
+    for model, parts in scopes.items():
         for predictor in PREDICTORS:
             for target in right.columns[1:]:
-                pairs = own.select(predictor.name, target).drop_nulls().filter(pl.all_horizontal(pl.all().is_finite()))
-                found = correlate(pairs[predictor.name].to_numpy(), pairs[target].to_numpy()) if pairs.height else ()
+                pairs = [_pairs(part, predictor.name, target) for part in parts]
+                if not any(len(x) for x, _ in pairs):
+                    continue
                 head = {"grid": tables.name, "model": model, "predictor": predictor.name, "target": target}
-                rows += [head | vars(one) for one in found]
+                rows += [head | vars(one) for one in (correlate_within(pairs) if model == WITHIN else correlate(*pairs[0]))]
     if not rows:
         raise NothingToDraw("no cell has both a measure of similarity and a backward transfer")
     return pl.DataFrame(rows, schema=SCHEMA)
+
+
+def _pairs(cells: pl.DataFrame, predictor: str, target: str) -> tuple[np.ndarray, np.ndarray]:
+    found = cells.select(predictor, target).drop_nulls().filter(pl.all_horizontal(pl.all().is_finite()))
+    return found[predictor].to_numpy(), found[target].to_numpy()
 
 
 @dataclass(frozen=True)
@@ -151,28 +167,63 @@ def correlate(x: np.ndarray, y: np.ndarray, *, resamples: int = RESAMPLES, seed:
     reading = DESCRIPTIVE if min(distinct) < ENOUGH else ""
     if n < LEAST or min(distinct) < 2:
         return tuple(Correlation(method, n, *distinct, None, None, 0, False, DESCRIPTIVE) for method in METHODS)
-    exact = factorial(n) <= EXACT
     found = []
-    for method, (left, right) in {
-        "spearman": (_standard(rankdata(x)), _standard(rankdata(y))),
-        "kendall": (rankdata(x).astype(np.float32), _signs(rankdata(y))),
-        "pearson": (_standard(x), _standard(y)),
-    }.items():
-        statistic = _Kendall(right) if method == "kendall" else _Product(right)
-        batch = max(1, 2**22 // (n * n if method == "kendall" else n))
-        pairings = factorial(n) if exact else resamples
-        tested = permutation_test(
-            (left,),
-            statistic,
-            permutation_type="pairings",
-            vectorized=True,
-            n_resamples=pairings,
-            batch=batch,
-            rng=np.random.default_rng(seed),
-        )
+    for method in METHODS:
+        tested, pairings, exact = _tested(method, x, y, resamples, seed)
         value = float(np.clip(tested.statistic, -1.0, 1.0))
         found.append(Correlation(method, n, *distinct, value, float(tested.pvalue), pairings, exact, reading))
     return tuple(found)
+
+
+def correlate_within(
+    groups: Sequence[tuple[np.ndarray, np.ndarray]], *, resamples: int = RESAMPLES, seed: int = SEED
+) -> tuple[Correlation, ...]:
+    """The mean over groups of each coefficient, with a p-value from pairings inside the groups (a stratified permutation test).
+
+    Args:
+        groups: x and y of each, [n] finite; one with fewer than `LEAST` cells or a constant side is left out.
+        resamples: draws of one pairing in every group.
+        seed: of the draws.
+    """
+    used = [(x, y) for x, y in groups if len(x) >= LEAST and len(np.unique(x)) > 1 and len(np.unique(y)) > 1]
+    n = sum(len(x) for x, _ in used)
+    x, y = (np.concatenate([group[side] for group in used]) if used else np.empty(0) for side in (0, 1))
+    distinct = len(np.unique(x)), len(np.unique(y))
+    found = []
+    for method in METHODS:
+        if not used:
+            found.append(Correlation(method, n, *distinct, None, None, 0, False, DESCRIPTIVE))
+            continue
+        tested = [_tested(method, x, y, resamples, seed)[0] for x, y in used]
+        value = float(np.mean([np.clip(one.statistic, -1.0, 1.0) for one in tested]))
+        draws = np.random.default_rng(seed)
+        drawn = np.mean([draws.choice(one.null_distribution, resamples) for one in tested], axis=0)
+        tails = [1 + int((side * drawn >= side * value - ROUNDING).sum()) for side in (1, -1)]
+        p = min(1.0, 2 * min(tails) / (resamples + 1))
+        found.append(Correlation(method, n, *distinct, value, p, resamples, False, DESCRIPTIVE if min(distinct) < ENOUGH else ""))
+    return tuple(found)
+
+
+def _tested(method: str, x: np.ndarray, y: np.ndarray, resamples: int, seed: int) -> tuple[Any, int, bool]:
+    """scipy's permutation test of one coefficient; how many pairings it took, and whether these are all."""
+    n = len(x)
+    exact = factorial(n) <= EXACT
+    pairings = factorial(n) if exact else resamples
+    left, right = {
+        "spearman": lambda: (_standard(rankdata(x)), _standard(rankdata(y))),
+        "kendall": lambda: (rankdata(x).astype(np.float32), _signs(rankdata(y))),
+        "pearson": lambda: (_standard(x), _standard(y)),
+    }[method]()
+    tested = permutation_test(
+        (left,),
+        _Kendall(right) if method == "kendall" else _Product(right),
+        permutation_type="pairings",
+        vectorized=True,
+        n_resamples=pairings,
+        batch=max(1, 2**22 // (n * n if method == "kendall" else n)),
+        rng=np.random.default_rng(seed),
+    )
+    return tested, pairings, exact
 
 
 def pick(rows: pl.DataFrame, *, predictor: str, target: str, method: str, model: str = ALL) -> dict | None:

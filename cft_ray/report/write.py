@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import polars as pl
@@ -13,7 +14,7 @@ from rich.table import Table
 from cft_ray.artifacts.storage import write_local
 from cft_ray.errors import UserError
 from cft_ray.metrics.show import ABSENT, exported
-from cft_ray.report.correlation import ALL, BACKWARD_TRANSFER, DESCRIPTIVE, PREDICTORS, correlations
+from cft_ray.report.correlation import ALL, BACKWARD_TRANSFER, DESCRIPTIVE, WITHIN, correlations, measured_predictors
 from cft_ray.report.figures import des, drift, forgetting, languages, layer_means, style, variance
 from cft_ray.report.tables import GridTables, NothingToDraw
 
@@ -91,7 +92,7 @@ def written_table(report: Report, folder: Path) -> Table:
 
 
 def correlation_table(rows: pl.DataFrame, *, title: str) -> Table:
-    """The correlations with the backward transfer over all cells, to be read; the files hold the rest as well.
+    """The correlations with the backward transfer over all cells and within each pair; the files hold the rest as well.
 
     Args:
         rows: of `cft_ray.report.correlation.correlations`.
@@ -102,13 +103,16 @@ def correlation_table(rows: pl.DataFrame, *, title: str) -> Table:
     for column in ("n", "Spearman", "p", "Kendall", "p", "Pearson", "p"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("reading")
-    labels = {one.name: one.label for one in PREDICTORS}
-    chosen = rows.filter((pl.col("model") == ALL) & (pl.col("target") == BACKWARD_TRANSFER))
-    for (name,), own in chosen.group_by("predictor", maintain_order=True):
-        line = [labels[str(name)], str(own["n"][0])]
+    chosen = rows.filter(pl.col("target") == BACKWARD_TRANSFER)
+    for measure, scope in product(measured_predictors(chosen), (ALL, WITHIN)):
+        own = chosen.filter(predictor=measure.name, model=scope)
+        if own.is_empty() or (scope == WITHIN and own["value"].null_count()):
+            continue  # a measure of the pair alone does not differ inside it
+        line = [measure.label if scope == ALL else f"  {WITHIN}", str(own["n"][0])]
         for value, p in own.select("value", "p").iter_rows():
             line += [ABSENT, ABSENT] if value is None else [f"{value:+.2f}", f"{p:.3f}"]
         table.add_row(*line, own["reading"][0])
+    chosen = chosen.filter(pl.col("model").is_in([ALL, WITHIN]))
     table.caption = "Correlation with the backward transfer of TA (negative: forgetting), one value per cell; permutation p."
     if (chosen["reading"] == DESCRIPTIVE).any():
         table.caption += "\nDescriptive: too few distinct values for the p-value to answer the question."
