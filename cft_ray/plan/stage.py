@@ -57,7 +57,7 @@ class Stage:
         """64 hexadecimal digits; see `cft_ray.plan.fingerprint`."""
         return fingerprint_of(self.kind, self.spec.version, self.spec.canonical, self.inputs)
 
-    @property
+    @cached_property
     def loads(self) -> tuple[str | None, str] | None:
         """Names the model that the stage's process has loaded when it ends; equal for stages that can share one."""
         return None if self.spec.loads is None else (self.inputs.get("model"), self.spec.loads)

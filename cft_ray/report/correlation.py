@@ -209,18 +209,18 @@ def _tested(method: str, x: np.ndarray, y: np.ndarray, resamples: int, seed: int
     n = len(x)
     exact = factorial(n) <= EXACT
     pairings = factorial(n) if exact else resamples
-    left, right = {
-        "spearman": lambda: (_standard(rankdata(x)), _standard(rankdata(y))),
-        "kendall": lambda: (rankdata(x).astype(np.float32), _signs(rankdata(y))),
-        "pearson": lambda: (_standard(x), _standard(y)),
-    }[method]()
+    if method == "kendall":
+        left, statistic, width = rankdata(x).astype(np.float32), _Kendall(_signs(rankdata(y))), n * n
+    else:
+        a, b = (rankdata(x), rankdata(y)) if method == "spearman" else (x, y)
+        left, statistic, width = _standard(a), _Product(_standard(b)), n
     tested = permutation_test(
         (left,),
-        _Kendall(right) if method == "kendall" else _Product(right),
+        statistic,
         permutation_type="pairings",
         vectorized=True,
         n_resamples=pairings,
-        batch=max(1, 2**22 // (n * n if method == "kendall" else n)),
+        batch=max(1, 2**22 // width),
         rng=np.random.default_rng(seed),
     )
     return tested, pairings, exact

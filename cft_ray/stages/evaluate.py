@@ -49,7 +49,7 @@ def run(context: StageContext) -> dict[str, Any]:
 
 
 def _by_harness(context: StageContext) -> tuple[Evaluation, dict[str, Any]]:
-    result, revisions = remote.call(evaluate, _EVALUATE, context, context.host)
+    result, revisions = remote.call(evaluate, _EVALUATE, context)
     return result, {"revisions": revisions} if revisions else {}
 
 

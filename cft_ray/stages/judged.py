@@ -49,7 +49,7 @@ def evaluate(context: StageContext) -> tuple[Evaluation, dict[str, Any]]:
 
     kept = Answers(context.checkpoints)
     if len(kept.read(_WHOLE)) < len(items):
-        remote.call(_answer, _ANSWER, context, context.host)
+        remote.call(_answer, _ANSWER, context)
     there = kept.read(_WHOLE)
     answers = [there[item.number] for item in items]
     questions = _questions(Annotator(judge), items, answers)

@@ -19,16 +19,16 @@ _WAITING = 4
 """parts that a streaming task may be ahead of whoever takes them"""
 
 
-def call(work: Callable[[StageContext], T], task: Any, context: StageContext, host: str | None = None) -> T:
-    """``work(context)``, where Ray runs in the actor ``host`` or else as ``task``, which is its remote function.
+def call(work: Callable[[StageContext], T], task: Any, context: StageContext) -> T:
+    """``work(context)``, where Ray runs in the stage's host or else as ``task``, which is its remote function.
 
     Raises:
         Exception: what the work raised, as it was.
     """
     if not ray.is_initialized():
         return work(context)
-    if host is not None:
-        return cast(T, _got(ray.get_actor(host).run.remote(work, context)))
+    if context.host is not None:
+        return cast(T, _got(ray.get_actor(context.host).run.remote(work, context)))
     return cast(T, _got(task.options(**_options(context)).remote(context)))
 
 

@@ -29,7 +29,7 @@ _loaded: list[str | None] = []
 
 
 def run(context: StageContext) -> dict[str, Any]:
-    return remote.call(work, _TASK, context, context.host)
+    return remote.call(work, _TASK, context)
 
 
 def work(context: StageContext) -> dict[str, Any]:
