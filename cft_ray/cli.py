@@ -57,6 +57,10 @@ With = Annotated[
     list[Section] | None,
     typer.Option("--with", help="also measure similarity and look inside the models (docs/insight.md)", show_default=False),
 ]
+Address = Annotated[
+    str | None,
+    typer.Option(envvar="RAY_ADDRESS", help="of a running Ray cluster, e.g. auto; a local one otherwise", show_default=False),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of a table")]
 
 
@@ -115,10 +119,7 @@ def run(
     grid: GridFile,
     sets: Sets = None,
     sections: With = None,
-    address: Annotated[
-        str | None,
-        typer.Option(envvar="RAY_ADDRESS", help="of a running Ray cluster, e.g. auto; a local one otherwise", show_default=False),
-    ] = None,
+    address: Address = None,
 ) -> None:
     """Do what is not done yet, then show the results. The same command continues after an interruption."""
     from cft_ray.data.preflight import check_files
@@ -223,6 +224,22 @@ def figures(
         _console().print(write.written_table(report, to / name))
         if report.correlations is not None:
             _console().print(write.correlation_table(report.correlations, title=f"{name}: does similarity predict forgetting?"))
+
+
+@app.command(epilog=EXIT_CODES)
+def rebuild_tables(
+    storage: Annotated[str, typer.Argument(help="the grid's storage.uri: a folder, s3://… or gs://…", show_default=False)],
+    address: Address = None,
+) -> None:
+    """Send to the tables the rows that they lack of the artifacts of a storage, e.g. after `tables/` was lost."""
+    import cft_ray
+
+    cft_ray.open(storage)  # says where there is no storage, before Ray is imported
+    from cft_ray.execute.run import rebuild_tables as rebuild
+
+    with redirect_stdout(sys.stderr):
+        sent = rebuild(storage, address=address)
+    typer.echo(f"{sent} artifacts had rows that the tables lacked." if sent else "The tables lacked nothing.")
 
 
 @app.command(epilog=EXIT_CODES)

@@ -96,7 +96,10 @@ def _attempt(told: Work, store: ArtifactStore, lease: Lease, reporter: Reporter,
             raise
         return {"status": "failed", "error": describe(error)}
     send_artifact(reporter, store, made)
-    record("done", outputs=json.dumps(made.outputs))
+    if made.attempt == lease.attempt:
+        record("done", outputs=json.dumps(made.outputs))
+    else:  # another run was faster: its artifact stands, and this attempt's output is dropped
+        send_attempt(reporter, made.fingerprint, made.attempt, attempt_row(made, told.grid))
     remove_local(context.scratch)
     store.storage.delete("checkpoints", stage.fingerprint)
     return {"status": "done"}

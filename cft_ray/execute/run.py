@@ -176,18 +176,27 @@ def run(
     return outcome
 
 
-def rebuild_tables(storage_uri: str, grid: str = "", *, address: str | None = None) -> int:
+def rebuild_tables(storage_uri: str, grid: str = "", *, address: str | None = None, console: Console | None = None) -> int:
     """Send to the tables whatever they lack of all artifacts of a storage; returns how many artifacts lacked something.
+
+    An artifact whose rows fit no table, or whose files are damaged, is named and passed over.
 
     Args:
         storage_uri: the storage.
         grid: name to enter for attempts that have no row.
         address: see `run`.
+        console: where artifacts that are passed over are named; None: standard error.
     """
+    console = console or Console(stderr=True)
     store = ArtifactStore(Storage(storage_uri))
+
+    def passed_over(made: Manifest, error: Exception) -> None:
+        text = f"passed over: {made.kind} {made.fingerprint[:12]}: {str(error).splitlines()[0]}"
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
     with connected(address):
         reporter = start_reporter(store.storage.uri)
-        sent = send_missing(reporter, store, store.manifests(), grid)
+        sent = send_missing(reporter, store, store.manifests(), grid, unusable=passed_over)
         reporter.finish()
     return sent
 

@@ -5,7 +5,7 @@ nothing, and the tables can be rebuilt from the artifacts (`send_missing`).
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -14,18 +14,19 @@ from pyarrow import parquet as pq
 
 from cft_ray.artifacts.manifest import Manifest, table_files
 from cft_ray.artifacts.storage import Storage
-from cft_ray.artifacts.store import ArtifactStore
+from cft_ray.artifacts.store import ArtifactStore, CorruptArtifact
 from cft_ray.metrics.cells import cell_rows, cells_key
 from cft_ray.metrics.keys import KeyRanges
 from cft_ray.metrics.reporter import Reporter
-from cft_ray.metrics.schemas import KEY, SCHEMAS
+from cft_ray.metrics.schemas import KEY, SCHEMAS, UnfitRows
 from cft_ray.metrics.store import read_files
 from cft_ray.plan.stage import Plan
 
 BATCH = 50_000
 """rows sent at a time"""
-END_OF_ATTEMPT = 1
-"""sequence of an attempt's last row in `stages` (0 would be its beginning)"""
+FAILED, DONE = 1, 2
+"""Sequences of an attempt's rows in `stages` (0 would be its beginning). Done is the last word: an attempt whose artifact
+stands did not fail, whatever was recorded of its process."""
 
 
 def send_cells(reporter: Reporter, plan: Plan) -> None:
@@ -35,7 +36,8 @@ def send_cells(reporter: Reporter, plan: Plan) -> None:
 
 def send_attempt(reporter: Reporter, fingerprint: str, attempt: int, row: dict[str, Any]) -> None:
     """The end of one attempt, as a row of `stages`."""
-    reporter.append("stages", [row], fingerprint=fingerprint, attempt=attempt, sequence=END_OF_ATTEMPT)
+    sequence = DONE if row["status"] == "done" else FAILED
+    reporter.append("stages", [row], fingerprint=fingerprint, attempt=attempt, sequence=sequence)
 
 
 def attempt_row(manifest: Manifest, grid: str) -> dict[str, Any]:
@@ -74,16 +76,43 @@ def _batches(table: str, file: pq.ParquetFile) -> Iterator[tuple[int, pa.Table]]
         sequence += batch.num_rows
 
 
-def send_missing(reporter: Reporter, store: ArtifactStore, manifests: Iterable[Manifest], grid: str) -> int:
-    """Send what the tables lack of these artifacts; returns how many artifacts lacked something."""
+def send_missing(
+    reporter: Reporter,
+    store: ArtifactStore,
+    manifests: Iterable[Manifest],
+    grid: str,
+    unusable: Callable[[Manifest, Exception], None] | None = None,
+) -> int:
+    """Send what the tables lack of these artifacts.
+
+    Args:
+        reporter: where to.
+        store: where the artifacts lie.
+        manifests: of which artifacts.
+        grid: entered for attempts that have no row.
+        unusable: told of an artifact whose rows fit no table or whose files are damaged, which is then passed over; None:
+            such an artifact ends the sending.
+
+    Returns:
+        how many artifacts lacked something that was sent.
+
+    Raises:
+        UserError: the storage cannot be read or written to.
+    """
     manifests = list(manifests)
     held = {table: _held(store.storage, table) for table in {"stages", *(table for made in manifests for table in made.rows)}}
     sent = 0
     for made in manifests:
         lacking = [table for table, rows in made.rows.items() if _lacks(held[table], made, rows)]
-        if lacking:
-            send_artifact(reporter, store, made)
-        ended = list(held["stages"].missing(made.fingerprint, made.attempt, END_OF_ATTEMPT, END_OF_ATTEMPT + 1))
+        try:
+            if lacking:
+                send_artifact(reporter, store, made)
+        except (CorruptArtifact, pa.ArrowException, UnfitRows) as error:
+            if unusable is None:
+                raise
+            unusable(made, error)
+            continue
+        ended = list(held["stages"].missing(made.fingerprint, made.attempt, DONE, DONE + 1))
         if ended:
             send_attempt(reporter, made.fingerprint, made.attempt, attempt_row(made, grid))
         sent += bool(lacking or ended)

@@ -60,8 +60,8 @@ class KeyRanges:
 
 
 def merged(tables: list[pa.Table]) -> pa.Table:
-    """The rows of all tables sorted by key, each key once."""
-    table = pa.concat_tables(tables).sort_by([(column, "ascending") for column in KEY])
+    """The rows of all tables sorted by key, each key once; a column that some of them lack is null there."""
+    table = pa.concat_tables(tables, promote_options="default").sort_by([(column, "ascending") for column in KEY])
     return table.filter(pa.array(_differs_from_previous(table, list(KEY)))) if table.num_rows else table
 
 

@@ -8,6 +8,7 @@ had reached the disk are known by their keys. The actor takes no CPU in Ray's bo
 
 import asyncio
 import hashlib
+import logging
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -78,12 +79,18 @@ class _ReporterActor:
         error: BaseException | None = None
         try:
             self._opened(table, lane).commit(call.append for call in calls)
-        except (UserError, OSError, pa.ArrowException) as caught:
+        except BaseException as caught:  # noqa: BLE001 - a call that is not marked would pass for one whose rows are safe
             error = caught
+            if not isinstance(caught, UserError):
+                lane.store = None  # what it remembers of the files may not be so
         for call in calls:
             call.done, call.error = True, error
         if error is None:
-            self._opened(table, lane).merge_levels()
+            try:
+                self._opened(table, lane).merge_levels()
+            except (UserError, OSError, pa.ArrowException) as caught:  # the rows are safe; the next commit merges again
+                lane.store = None
+                logging.getLogger(__name__).warning("the table %s was not compacted: %s", table, caught)
 
 
 class Reporter:

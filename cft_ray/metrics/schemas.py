@@ -14,6 +14,11 @@ import pyarrow as pa
 
 from cft_ray.errors import UserError
 
+
+class UnfitRows(UserError):
+    """Rows that do not fit their table: an unknown table or column, one that is absent, a value of another type."""
+
+
 KEY = ("fingerprint", "attempt", "sequence")
 
 
@@ -194,10 +199,10 @@ def body_schema(name: str) -> pa.Schema:
     """The columns of a table that a measurement gives: all but the key.
 
     Raises:
-        UserError: there is no such table.
+        UnfitRows: there is no such table.
     """
     if name not in SCHEMAS:
-        raise UserError(f"there is no table {name!r}", fix=f"use one of {', '.join(SCHEMAS)}")
+        raise UnfitRows(f"there is no table {name!r}", fix=f"use one of {', '.join(SCHEMAS)}")
     return pa.schema([field for field in SCHEMAS[name] if field.name not in KEY], metadata=SCHEMAS[name].metadata)
 
 
@@ -210,7 +215,7 @@ def table_of(name: str, rows: Iterable[Mapping[str, Any]] | pa.Table) -> pa.Tabl
             nothing else is converted.
 
     Raises:
-        UserError: an unknown table or column, a required column that is absent or null, or a value of another type.
+        UnfitRows: an unknown table or column, a required column that is absent or null, or a value of another type.
     """
     schema = body_schema(name)
     table: Any = rows if isinstance(rows, pa.Table) else _gathered(name, schema, list(rows))
@@ -222,12 +227,12 @@ def conform(name: str, table: pa.Table, columns: list[str]) -> pa.Table:
     """Columns of a stored table in their right types; a nullable column that an older file lacks is null.
 
     Raises:
-        UserError: a required column is absent or has nulls, or a column has another type.
+        UnfitRows: a required column is absent or has nulls, or a column has another type.
     """
     fields = [SCHEMAS[name].field(column) for column in columns]
     for field in fields:
         if not field.nullable and field.name not in table.column_names:
-            raise UserError(f"the column {field.name!r} is absent", where=f"table {name}", fix=described(field))
+            raise UnfitRows(f"the column {field.name!r} is absent", where=f"table {name}", fix=described(field))
     there = table.column_names
     arrays = [
         _cast(name, field, table[field.name]) if field.name in there else pa.nulls(table.num_rows, field.type) for field in fields
@@ -250,16 +255,16 @@ def keyed(table: pa.Table, *, fingerprint: str, attempt: int, sequence: int) -> 
 def _check_columns(name: str, schema: pa.Schema, columns: Sequence[str], where: str) -> None:
     for column in columns:
         if column in KEY:
-            raise UserError(
+            raise UnfitRows(
                 f"{where} has the key column {column!r}", where=f"table {name}", fix="leave it out: the sender adds it"
             )
         if column not in schema.names:
             near = difflib.get_close_matches(column, schema.names, n=1)
             fix = f"did you mean {near[0]!r}?" if near else f"use {', '.join(schema.names)}"
-            raise UserError(f"{where} has the unknown column {column!r}", where=f"table {name}", fix=fix)
+            raise UnfitRows(f"{where} has the unknown column {column!r}", where=f"table {name}", fix=fix)
     for field in schema:
         if not field.nullable and field.name not in columns:
-            raise UserError(f"{where} lacks the column {field.name!r}", where=f"table {name}", fix=f"give it: {described(field)}")
+            raise UnfitRows(f"{where} lacks the column {field.name!r}", where=f"table {name}", fix=f"give it: {described(field)}")
 
 
 def _gathered(name: str, schema: pa.Schema, rows: list[Mapping[str, Any]]) -> pa.Table:
@@ -276,14 +281,14 @@ def _gathered(name: str, schema: pa.Schema, rows: list[Mapping[str, Any]]) -> pa
             columns[field.name] = pa.array(values)
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
             what = f"column {field.name!r} takes {field.type}, and has values of several types or of an unknown one: {error}"
-            raise UserError(what, where=f"table {name}", fix=described(field)) from error
+            raise UnfitRows(what, where=f"table {name}", fix=described(field)) from error
     return pa.table(columns)
 
 
 def _cast(name: str, field: pa.Field, column: pa.ChunkedArray) -> pa.ChunkedArray:
     if not field.nullable and column.null_count:
         row = column.is_null().to_pylist().index(True)
-        raise UserError(f"row {row} has null in {field.name!r}", where=f"table {name}", fix=f"give it: {described(field)}")
+        raise UnfitRows(f"row {row} has null in {field.name!r}", where=f"table {name}", fix=f"give it: {described(field)}")
     try:
         if column.type == field.type:
             return column
@@ -294,7 +299,7 @@ def _cast(name: str, field: pa.Field, column: pa.ChunkedArray) -> pa.ChunkedArra
         problem = f"is {column.type} ({error})"
     example = next((value for value in column.to_pylist() if value is not None), None)
     what = f"column {field.name!r} takes {field.type}, and {problem}, e.g. {example!r}"
-    raise UserError(what, where=f"table {name}", fix=described(field))
+    raise UnfitRows(what, where=f"table {name}", fix=described(field))
 
 
 def _widens(given: pa.DataType, wanted: pa.DataType) -> bool:

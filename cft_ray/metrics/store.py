@@ -35,11 +35,19 @@ LARGEST = 32 * 2**20
 """bytes of files merged at a time: what bounds the writer's memory"""
 STALE_SECONDS = 3600.0
 """age at which a temporary file must be a crash's leaving"""
+_LOOKS = 20
+"""listings after which files that vanish between listing and reading are an error"""
+_PAUSES = (0.2, 0.5, 1.0, 2.0, 4.0)
+"""seconds between tries to read a file that the storage does not give"""
 _OURS = re.compile(r"(\d)-[0-9a-f]{32}\.parquet")
 
 
 class DamagedFileWarning(UserWarning):
     """A file in a table's folder is no readable part of the table (cut short, foreign); it was left out."""
+
+
+class StorageUnreadable(UserError):
+    """The storage did not give a file that is there."""
 
 
 @dataclass(frozen=True)
@@ -117,10 +125,19 @@ class TableStore:
             self._merge(batch, top)
 
     def _merge(self, names: list[str], level: int) -> None:
-        """Write the union of some files, then remove them. Files that cannot be read stay, and stay out of it."""
-        read = dict(_read(self.storage, self.name, SCHEMAS[self.name].names, names, vanished_ok=True))
+        """Write the union of some files, then remove them. Damaged files stay, and stay out of it.
+
+        Columns that this version does not know, of a newer one's files, are kept. Where two files hold such a column in
+        different types, the files stay as they are.
+        """
+        read = dict(_read(self.storage, self.name, None, names, vanished_ok=True))
         if read:
-            self._write(min(level, 9), merged(list(read.values())))
+            try:
+                union = merged(list(read.values()))
+            except (pa.ArrowInvalid, pa.ArrowTypeError):
+                read = {}
+            else:
+                self._write(min(level, 9), union)
         for name in names:
             self._levels[int(name[0])].pop(name)
         for name in read:
@@ -154,7 +171,8 @@ def read_files(storage: Storage, name: str, columns: list[str]) -> list[tuple[st
     """Columns of every file of a table.
 
     A file that is not part of the table (cut short, other columns or types) is left out with a `DamagedFileWarning`:
-    it must not hide the good ones, and rows lost with it can be sent again.
+    it must not hide the good ones, and rows lost with it can be sent again. A file that cannot be *read* is another
+    matter: its rows exist, so an answer without them would be wrong.
 
     Args:
         storage: where the tables lie.
@@ -162,29 +180,33 @@ def read_files(storage: Storage, name: str, columns: list[str]) -> list[tuple[st
         columns: which columns; their order is kept.
 
     Returns:
-        (file name, its rows) of each readable file.
+        (file name, its rows) of each sound file.
+
+    Raises:
+        UserError: the storage did not give a file, or its files changed, however often it was asked.
     """
-    for _ in range(20):
+    for _ in range(_LOOKS):
         try:
             return _read(storage, name, columns, [info.base_name for info in table_files(storage, name)])
         except FileNotFoundError:  # a compaction removed it since the listing: its rows are in a new file
             time.sleep(0.05)
-    return _read(storage, name, columns, [info.base_name for info in table_files(storage, name)], vanished_ok=True)
+    raise UserError("the table's files change faster than they are read", where=storage.path(FOLDER, name), fix="try again")
 
 
 def _read(
-    storage: Storage, name: str, columns: list[str], files: list[str], *, vanished_ok: bool = False
+    storage: Storage, name: str, columns: list[str] | None, files: list[str], *, vanished_ok: bool = False
 ) -> list[tuple[str, pa.Table]]:
+    """As `read_files`, of given files; ``columns``: None for all, those that this version does not know behind the others."""
+
     def read(file: str) -> pa.Table | None:
         path = storage.path(FOLDER, name, file)
         try:
-            with storage.filesystem.open_input_file(path) as source:
-                parquet = pq.ParquetFile(source)
-                there = [column for column in columns if column in parquet.schema_arrow.names]
-                return conform(name, parquet.read(there), columns)
+            return _patiently(storage, name, columns, file)
         except FileNotFoundError:
             if vanished_ok:
                 return None
+            raise
+        except StorageUnreadable:
             raise
         except (pa.ArrowException, OSError, UserError) as error:
             reason = str(error).splitlines()[0]
@@ -193,3 +215,48 @@ def _read(
 
     with ThreadPoolExecutor(max_workers=8) as pool:
         return [(file, rows) for file, rows in zip(files, pool.map(read, files), strict=True) if rows is not None]
+
+
+def _patiently(storage: Storage, name: str, columns: list[str] | None, file: str) -> pa.Table:
+    """A file's rows. What pyarrow raises tells a damaged file and a failing storage badly apart: both may be an OSError. So
+    the bytes are fetched then: if the storage gives them, what is wrong with them is wrong with the file.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        StorageUnreadable: the storage did not give it.
+        pa.ArrowException, OSError, UserError: it is no part of the table.
+    """
+    for pause in (*_PAUSES, None):
+        try:
+            with storage.filesystem.open_input_file(storage.path(FOLDER, name, file)) as source:
+                return _rows(name, columns, source)
+        except FileNotFoundError:
+            raise
+        except (pa.ArrowException, OSError):
+            try:
+                data = storage.read(FOLDER, name, file)
+            except (OSError, UserError) as error:
+                if pause is None:
+                    raise StorageUnreadable(
+                        f"a file of the table cannot be read: {error}",
+                        where=storage.path(FOLDER, name, file),
+                        fix="check the storage and the access to it, and try again",
+                    ) from error
+                time.sleep(pause)
+                continue
+            if data is None:
+                raise FileNotFoundError(file) from None
+            return _rows(name, columns, pa.BufferReader(data))
+    raise AssertionError("the last pause is None")
+
+
+def _rows(name: str, columns: list[str] | None, source: pa.NativeFile) -> pa.Table:
+    parquet = pq.ParquetFile(source)
+    there = parquet.schema_arrow.names
+    known = columns if columns is not None else SCHEMAS[name].names
+    rows = conform(name, parquet.read([column for column in known if column in there]), known)
+    if columns is None and (foreign := [column for column in there if column not in known]):
+        more = parquet.read(foreign)
+        for column in foreign:
+            rows = rows.append_column(more.schema.field(column), more[column])
+    return rows

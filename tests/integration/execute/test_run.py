@@ -10,11 +10,13 @@ import ray
 from rich.console import Console
 from toygraph import World, plan
 
+import cft_ray
 from cft_ray.artifacts.storage import Storage
 from cft_ray.artifacts.store import ArtifactStore
 from cft_ray.errors import UserError
 from cft_ray.execute.run import rebuild_tables, run
 from cft_ray.execute.status import show, status
+from cft_ray.execute.tables import send_attempt
 from cft_ray.metrics.reporter import start_reporter
 from cft_ray.plan.stage import Plan
 
@@ -144,6 +146,40 @@ def test_tables_come_back_from_the_artifacts(world):
     assert world.table("steps").sort("fingerprint", "attempt", "sequence").equals(before)
     assert world.attempts(a) == world.attempts(b) == ["done"]
     assert rebuild_tables(world.storage, "toy") == 0
+
+
+def test_rebuilding_goes_on_past_an_artifact_that_is_not_ours(world):
+    a, foreign = world.stage("a"), world.stage("foreign")
+    go(world, plan(a, foreign))
+    folder = ArtifactStore(Storage(world.storage)).fetch("toystage", foreign.fingerprint)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"] = [
+        {**file, "path": file["path"].replace("tables/steps", "tables/moons")} for file in manifest["files"]
+    ]  # a table of another version of the package
+    manifest["rows"] = {"moons": manifest["rows"]["steps"]}
+    (folder / "tables" / "steps.parquet").rename(folder / "tables" / "moons.parquet")
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    shutil.rmtree(f"{world.storage}/tables")
+    ray.kill(start_reporter(world.storage)._actor, no_restart=False)
+    said = io.StringIO()
+    assert rebuild_tables(world.storage, "toy", console=Console(file=said, width=200)) == 1
+    assert world.steps(a) == [1, 2, 3] and world.attempts(a) == ["done"]
+    assert foreign.fingerprint[:12] in said.getvalue() and a.fingerprint[:12] not in said.getvalue()
+
+
+def test_an_artifact_that_stands_is_done_whatever_was_recorded_of_its_process(world):
+    """The process died between publishing and the word of it, and somebody recorded its death first."""
+    a = world.stage("a")
+    go(world, plan(a))
+    shutil.rmtree(f"{world.storage}/tables")
+    reporter = start_reporter(world.storage)
+    ray.kill(reporter._actor, no_restart=False)
+    send_attempt(reporter, a.fingerprint, 1, {"kind": "toystage", "status": "failed", "error": "its process ended"})
+    assert world.attempts(a) == ["failed"]
+    go(world, plan(a))
+    stages = cft_ray.open(world.storage).stages().collect()
+    assert stages["status"].to_list() == ["done"] and stages["error"].to_list() == [None]
+    assert world.steps(a) == [1, 2, 3]
 
 
 def test_unwritable_storage_is_refused_before_anything_runs(world, tmp_path):

@@ -179,3 +179,75 @@ def test_every_table_survives_a_merge(tmp_path):
         rows = cft_ray.open(tmp_path)._table(table).sort("sequence").collect().to_dicts()
         assert [r["sequence"] for r in rows] == list(range(6))
         assert all({**r, **row} == r for r in rows)
+
+
+class Failing:
+    """A file system that refuses to open files a number of times; everything else is the real one's."""
+
+    def __init__(self, real, failures, damage=False):
+        self.real, self.failures, self.damage = real, failures, damage
+
+    def __getattr__(self, name):
+        return getattr(self.real, name)
+
+    def open_input_file(self, path):
+        if self.failures > 0:
+            self.failures -= 1
+            raise OSError("503 Slow Down")
+        return self.real.open_input_file(path)
+
+
+def test_a_storage_that_stutters_loses_no_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "_PAUSES", (0.0, 0.0))
+    storage = Storage(tmp_path)
+    TableStore(storage, "steps").commit([steps("f", 1, 0, 5)])
+    storage.filesystem = Failing(storage.filesystem, failures=3)  # open, read, open: then it recovers
+    ((_, rows),) = store_module.read_files(storage, "steps", ["fingerprint", "step"])
+    assert rows["step"].to_pylist() == [0, 1, 2, 3, 4]
+
+
+def test_a_storage_that_gives_no_file_is_an_error_and_no_table_without_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "_PAUSES", (0.0,))
+    storage = Storage(tmp_path)
+    TableStore(storage, "steps").commit([steps("f", 1, 0, 5)])
+    storage.filesystem = Failing(storage.filesystem, failures=1000)
+    with pytest.raises(UserError, match="503 Slow Down"):
+        store_module.read_files(storage, "steps", ["fingerprint", "step"])
+
+
+def test_files_that_keep_vanishing_are_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module.time, "sleep", lambda _: None)
+    storage = Storage(tmp_path)
+    TableStore(storage, "steps").commit([steps("f", 1, 0, 5)])
+    (info,) = store_module.table_files(storage, "steps")
+    Path(info.path).unlink()
+    monkeypatch.setattr(store_module, "table_files", lambda *_: [info])
+    with pytest.raises(UserError, match="change"):
+        store_module.read_files(storage, "steps", ["step"])
+
+
+def test_a_merge_keeps_the_columns_of_a_newer_version(tmp_path):
+    storage = Storage(tmp_path)
+    store = TableStore(storage, "steps")
+    store.commit([steps("f", 1, 0, 2)])
+    store.commit([steps("f", 1, 2, 2)])
+    folder = tmp_path / "tables" / "steps"
+    newer = min(folder.iterdir(), key=lambda path: pl.read_parquet(path)["step"].min())
+    pl.read_parquet(newer).with_columns(temperature=pl.col("step") + 0.5).write_parquet(newer)
+    TableStore(storage, "steps").compact()
+    (merged,) = folder.iterdir()
+    assert pl.read_parquet(merged).sort("step")["temperature"].to_list() == [0.5, 1.5, None, None]
+    assert read(tmp_path) == expected(("f", 1, 0, 4))
+
+
+def test_files_whose_unknown_columns_disagree_are_left_as_they_are(tmp_path):
+    storage = Storage(tmp_path)
+    store = TableStore(storage, "steps")
+    store.commit([steps("f", 1, 0, 2)])
+    store.commit([steps("f", 1, 2, 2)])
+    for number, path in enumerate(sorted((tmp_path / "tables" / "steps").iterdir())):
+        value = pl.lit("warm") if number else pl.lit(1.5)
+        pl.read_parquet(path).with_columns(temperature=value).write_parquet(path)
+    TableStore(storage, "steps").compact()
+    assert len(list((tmp_path / "tables" / "steps").iterdir())) == 2
+    assert read(tmp_path) == expected(("f", 1, 0, 4))
