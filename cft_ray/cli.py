@@ -123,18 +123,20 @@ def run(
 ) -> None:
     """Do what is not done yet, then show the results. The same command continues after an interruption."""
     from cft_ray.data.preflight import check_files
+    from cft_ray.grid.loggers import lacking
     from cft_ray.plan.build import build, require_resolved
 
     loaded = _load(grid, sets, sections)
     planned = build(loaded)
     require_resolved(planned, loaded)
+    if lack := lacking(loaded.loggers):
+        raise lack
     check_files(planned.stages.values())
     from cft_ray.execute.run import run as execute  # Ray takes seconds to import: only for a grid that is in order
 
-    loggers = [{"use": logger.name, **logger.options} for logger in loaded.loggers]
     uri = loaded.storage.uri
     with redirect_stdout(sys.stderr):  # where Ray prints its own warnings; standard output is for the results
-        outcome = execute(planned, uri, address=address, concurrent=loaded.max_parallel, loggers=loggers)
+        outcome = execute(planned, uri, address=address, concurrent=loaded.max_parallel, loggers=loaded.loggers)
     _show_results(uri, loaded.name)
     raise typer.Exit(outcome.exit_code)
 

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
 
 from ray import tune
 from rich.console import Console
@@ -32,6 +31,7 @@ from cft_ray.execute.searcher import StageSearcher, Starts
 from cft_ray.execute.tables import send_cells, send_missing
 from cft_ray.execute.trial import trial
 from cft_ray.execute.work import Work
+from cft_ray.grid.loggers import Logger
 from cft_ray.metrics.reporter import Reporter, start_reporter
 from cft_ray.plan.stage import Plan, skips
 
@@ -124,7 +124,7 @@ def run(
     cpus: int | None = None,
     object_store: int = OBJECT_STORE,
     concurrent: int | None = None,
-    loggers: Sequence[dict[str, Any]] = (),
+    loggers: Sequence[Logger] = (),
     console: Console | None = None,
 ) -> Outcome:
     """Make every artifact of a plan that is not there yet.
@@ -137,7 +137,7 @@ def run(
         cpus: logical CPUs of the local cluster; None: all cores.
         object_store: bytes of shared memory of the local cluster.
         concurrent: most stages at a time; None: as many as fit.
-        loggers: declarations for `cft_ray.training.loggers`.
+        loggers: what the grid asks for, for every training.
         console: where progress is shown; None: standard error.
 
     Raises:

@@ -6,8 +6,8 @@ A stage kind from outside the package is registered where its spec's module is i
 import json
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
 
+from cft_ray.grid.loggers import Logger
 from cft_ray.plan.stage import Stage
 
 
@@ -21,7 +21,7 @@ class Work:
         storage: absolute URI of the storage root.
         grid: name of the grid, for the tables.
         run: unique name of this run, for the leases.
-        loggers: declarations for `cft_ray.training.loggers`.
+        loggers: what the grid asks for.
         host: name of the actor that keeps its model (see `cft_ray.execute.hosts`); None: none does.
     """
 
@@ -30,12 +30,12 @@ class Work:
     storage: str
     grid: str
     run: str
-    loggers: tuple[dict[str, Any], ...] = ()
+    loggers: tuple[Logger, ...] = ()
     host: str | None = None
 
     def encode(self) -> str:
         """As text, for another process."""
-        fields = {**vars(self), "stage": self.stage.to_json()}
+        fields = {**vars(self), "stage": self.stage.to_json(), "loggers": [logger.model_dump() for logger in self.loggers]}
         return json.dumps({"module": type(self.stage.spec).__module__, **fields})
 
     @classmethod
@@ -43,4 +43,6 @@ class Work:
         """Inverse of `encode`."""
         fields = json.loads(text)
         import_module(fields.pop("module"))
-        return cls(stage=Stage.from_json(fields.pop("stage")), loggers=tuple(fields.pop("loggers")), **fields)
+        fields["stage"] = Stage.from_json(fields["stage"])
+        fields["loggers"] = tuple(Logger(**each) for each in fields["loggers"])
+        return cls(**fields)

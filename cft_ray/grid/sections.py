@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from cft_ray.data.formats import FORMATS
 from cft_ray.grid.benchmarks import BENCHMARKS
+from cft_ray.grid.loggers import Logger
 from cft_ray.grid.settings import (
     EngineSettings,
     JudgeSettings,
@@ -301,18 +302,6 @@ class Cluster(Settings):
     characters_per_token: float = Field(
         default=4.0, gt=0, description="assumed, where only the characters of a data set are known"
     )
-
-
-class Logger(Settings):
-    """A further place for training curves, beside the tables."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-    name: Literal["tensorboard", "mlflow", "wandb"] = Field(description="which")
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """What the logger is opened with, e.g. `tracking_uri`, `project`; credentials come from the environment."""
-        return self.model_extra or {}
 
 
 Values = Annotated[list[str | int], BeforeValidator(_listed, json_schema_input_type=str | int | list[str | int])]

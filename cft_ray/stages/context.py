@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from cft_ray.grid.loggers import Logger
 from cft_ray.plan.stage import Stage
 
 
@@ -27,7 +28,7 @@ class StageContext(Protocol):
     """1 for the first run of this fingerprint, and so on; kept over processes."""
     host: str | None
     """Name of the actor that keeps the stage's model for the next one; None: a task does the work."""
-    loggers: tuple[dict[str, Any], ...]
+    loggers: tuple[Logger, ...]
     """What the grid's `loggers` ask for (see `cft_ray.training.loggers`); not identity."""
 
     def input(self, role: str) -> Path:

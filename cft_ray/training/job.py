@@ -1,10 +1,10 @@
 """What one training is told: a JSON document that every rank reads."""
 
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from cft_ray.grid.loggers import Logger
 from cft_ray.grid.settings import Template, TrainingSettings
 from cft_ray.plan.specs import StrategyRef
 
@@ -28,7 +28,7 @@ class Job(BaseModel):
     scratch: str = Field(description="folder for intermediate files")
     checkpoints: str = Field(description="folder or URI of mid-run state")
     fingerprint: str = Field(default="", description="of the stage; entered into the step rows and checked on resume")
-    loggers: tuple[dict[str, Any], ...] = Field(default=(), description="see `loggers.build`")
+    loggers: tuple[Logger, ...] = Field(default=(), description="see `loggers.build`")
 
     def write(self, path: Path) -> None:
         """Write as JSON, atomically."""

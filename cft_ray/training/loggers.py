@@ -1,52 +1,71 @@
-"""Optional loggers: each is a callable on step rows, built from a small declaration in the grid.
+"""Optional loggers: each is a callable on step rows, built from what the grid asks for (`cft_ray.grid.loggers`).
 
-``[{name: tensorboard, folder: runs/tb}, {name: mlflow, tracking_uri: …, experiment: …}, {name: wandb, project: …}]``
-The packages are imported only if asked for.
+The packages are imported only if asked for. What a logger raises while a training runs is said once and ends the logger,
+not the training: the step rows are in the tables.
 """
 
 import importlib
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from cft_ray.errors import UserError
+from cft_ray.grid.loggers import PACKAGES, Logger
 
 StepLogger = Callable[[dict[str, Any]], None]
 METRICS = ("loss", "lr", "grad_norm", "tokens_per_s", "mfu", "peak_memory", "epoch")
 
 
-def build(loggers: Sequence[dict[str, Any]], run: str) -> list[StepLogger]:
+def build(loggers: Sequence[Logger], run: str) -> list[StepLogger]:
     """Build loggers.
 
     Args:
-        loggers: declarations; ``name`` names the kind, the rest are its settings.
+        loggers: what the grid asks for.
         run: name of the run in the logger (the stage's fingerprint).
 
     Raises:
-        UserError: unknown kind or setting, or its package is not installed.
+        UserError: a package is not installed, or the logger cannot be opened with its options.
     """
-    built = []
-    for declaration in loggers:
-        settings = dict(declaration)
-        kind = settings.pop("name", None)
-        if kind not in _KINDS:
-            raise UserError(f"unknown logger {kind!r}", where="loggers", fix=f"use one of {', '.join(sorted(_KINDS))}")
-        make, allowed = _KINDS[kind]
-        if unknown := set(settings) - allowed:
-            raise UserError(f"unknown setting {sorted(unknown)[0]!r}", where=f"loggers: {kind}", fix=f"known: {sorted(allowed)}")
-        built.append(make(run, settings))
-    return built
+    return [_guarded(logger.name, _opened(logger, run)) for logger in loggers]
 
 
-def _import(module: str, package: str) -> Any:
+def _opened(logger: Logger, run: str) -> StepLogger:
     try:
-        return importlib.import_module(module)
+        return _KINDS[logger.name](run, logger.options)
     except ImportError as error:
-        raise UserError(f"the package {package} is not installed", where="loggers", fix=f"pip install {package}") from error
+        package = PACKAGES[logger.name]
+        raise UserError(
+            f"the package {package} is not installed ({error})", where=f"loggers: {logger.name}", fix=f"pip install {package}"
+        ) from error
+    except Exception as error:
+        raise UserError(
+            f"it cannot be opened ({type(error).__name__}: {error})",
+            where=f"loggers: {logger.name}",
+            fix="check its options and credentials, or leave it out",
+        ) from error
+
+
+def _guarded(name: str, log: StepLogger) -> StepLogger:
+    working = True
+
+    def guarded(row: dict[str, Any]) -> None:
+        nonlocal working
+        if not working:
+            return
+        try:
+            log(row)
+        except Exception as error:  # noqa: BLE001 - see the module's docstring
+            working = False
+            logging.getLogger(__name__).warning(
+                "the logger %s stopped at step %s: %s: %s", name, row.get("step"), type(error).__name__, error
+            )
+
+    return guarded
 
 
 def _tensorboard(run: str, settings: dict[str, Any]) -> StepLogger:
-    writer = _import("torch.utils.tensorboard", "tensorboard").SummaryWriter(
+    writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter(
         str(Path(settings.get("folder", "tensorboard")) / run)
     )
 
@@ -59,7 +78,7 @@ def _tensorboard(run: str, settings: dict[str, Any]) -> StepLogger:
 
 
 def _mlflow(run: str, settings: dict[str, Any]) -> StepLogger:
-    client = _import("mlflow", "mlflow-skinny").MlflowClient(tracking_uri=settings.get("tracking_uri"))
+    client = importlib.import_module("mlflow").MlflowClient(tracking_uri=settings.get("tracking_uri"))
     title = settings.get("experiment", "cft-ray")
     experiment = client.get_experiment_by_name(title)
     identifier = experiment.experiment_id if experiment else client.create_experiment(title)
@@ -73,7 +92,7 @@ def _mlflow(run: str, settings: dict[str, Any]) -> StepLogger:
 
 
 def _wandb(run: str, settings: dict[str, Any]) -> StepLogger:
-    session = _import("wandb", "wandb").init(id=run[:32], name=run, resume="allow", **settings)
+    session = importlib.import_module("wandb").init(id=run[:32], name=run, resume="allow", **settings)
 
     def log(row: dict[str, Any]) -> None:
         session.log({name: row[name] for name in METRICS}, step=row["step"])
@@ -81,8 +100,8 @@ def _wandb(run: str, settings: dict[str, Any]) -> StepLogger:
     return log
 
 
-_KINDS: dict[str, tuple[Callable[[str, dict[str, Any]], StepLogger], set[str]]] = {
-    "tensorboard": (_tensorboard, {"folder"}),
-    "mlflow": (_mlflow, {"tracking_uri", "experiment"}),
-    "wandb": (_wandb, {"project", "entity", "mode", "dir"}),
+_KINDS: dict[str, Callable[[str, dict[str, Any]], StepLogger]] = {
+    "tensorboard": _tensorboard,
+    "mlflow": _mlflow,
+    "wandb": _wandb,
 }

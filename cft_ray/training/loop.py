@@ -67,6 +67,7 @@ def train(job: Job, on_step: OnStep | None = None) -> Summary:
     """
     rank, ranks = engine.join()
     settings = job.training
+    listeners = _listeners(job, rank)  # first: what is missing is known before a model is loaded
     tokenizer = AutoTokenizer.from_pretrained(job.model, local_files_only=True)
     examples = _examples(job, tokenizer)
     order = SampleOrder(examples.lengths, settings, job.seed)
@@ -92,7 +93,6 @@ def train(job: Job, on_step: OnStep | None = None) -> Summary:
         progress = checkpoints.load(deep, latest, job.fingerprint)
     resumed_at = progress.step
 
-    listeners = loggers.build(job.loggers, job.fingerprint or Path(job.output).name) if rank == 0 else []
     pace = _Pace(causal, examples, whole, ranks)
     deep.train()
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
@@ -216,6 +216,22 @@ def _examples(job: Job, tokenizer: PreTrainedTokenizerBase) -> Examples:
         if error is not None:
             raise error
     return Examples.load(folder)
+
+
+def _listeners(job: Job, rank: int) -> list[loggers.StepLogger]:
+    """The loggers, on rank 0; if they cannot be opened every rank raises it."""
+    built: list[loggers.StepLogger] = []
+    outcome: list[UserError | None] = [None]
+    if rank == 0:
+        try:
+            built = loggers.build(job.loggers, job.fingerprint or Path(job.output).name)
+        except UserError as error:
+            outcome = [error]
+    if job.loggers:
+        distributed.broadcast_object_list(outcome, src=0)
+    if outcome[0] is not None:
+        raise outcome[0]
+    return built
 
 
 def _strategy(job: Job) -> Strategy:

@@ -47,6 +47,7 @@ GRID = {
     "template": {"name": "toy"},
     "training": {"learning_rate": 1e-3, "steps": 20, "batch_size": 16, "precision": "fp32", "max_length": 128},
     "replay": {"max_new_tokens": 16},
+    "loggers": [{"name": "tensorboard", "folder": "curves"}],
     "evaluation": {"limit": 20, "evaluate_base": False, "benchmarks": ["toy_letters", "toy_languages"]},
 }
 
@@ -75,6 +76,19 @@ def manifests(folder: Path) -> dict[str, tuple[int, str]]:
 
 
 pytestmark = pytest.mark.timeout(900)
+
+
+def test_a_logger_has_the_curve_of_every_training(ran):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder, _ = ran
+    steps = cft_ray.open(folder / "storage").steps().collect()
+    for fingerprint in steps["fingerprint"].unique():
+        events = EventAccumulator(str(folder / "curves" / fingerprint))
+        events.Reload()
+        losses = {event.step: event.value for event in events.Scalars("train/loss")}
+        own = steps.filter(pl.col("fingerprint") == fingerprint).select("step", "loss").rows()
+        assert losses == pytest.approx(dict(own), rel=1e-6)
 
 
 def test_every_planned_stage_has_its_artifact(ran):

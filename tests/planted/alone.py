@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cft_ray.grid.loggers import Logger
 from cft_ray.plan.stage import Stage
 
 
@@ -17,7 +18,7 @@ class Alone:
     inputs: Mapping[str, Path] = field(default_factory=dict)
     models: Mapping[str, str | Path] = field(default_factory=dict)
     summaries: Mapping[str, dict[str, Any]] = field(default_factory=dict)
-    loggers: tuple[dict[str, Any], ...] = ()
+    loggers: tuple[Logger, ...] = ()
     attempt: int = 1
     host: str | None = None
     shown: list[dict[str, Any]] = field(default_factory=list)

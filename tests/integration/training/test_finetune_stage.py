@@ -13,6 +13,7 @@ from alone import Alone
 from safetensors.torch import load_file
 
 from cft_ray.errors import UserError
+from cft_ray.grid.loggers import Logger
 from cft_ray.grid.settings import ScratchModel, Template, TrainingSettings
 from cft_ray.plan.specs import FinetuneSpec
 from cft_ray.plan.stage import Resources, Stage
@@ -58,7 +59,7 @@ def root(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(root, ray_session):
     """Two workers, undisturbed."""
-    world = context(root, "two", workers=2, loggers=({"name": "tensorboard", "folder": str(root / "tensorboard")},))
+    world = context(root, "two", workers=2, loggers=(Logger(name="tensorboard", folder=str(root / "tensorboard")),))
     return world, finetune.run(world)
 
 

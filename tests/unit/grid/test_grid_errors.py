@@ -81,6 +81,8 @@ CASES = {
     "filter names nothing": ("training:", "include: [{strategy: GR_20}]\ntraining:", "include[0].strategy", "GR_20", "GR_10"),
     "circle of checkpoints": ("    instruct: {start: base", "    instruct: {start: instruct", "models.toy.instruct.start", "circle", "hub"),
     "two origins": ("{start: base, train", "{start: base, hub: a/b, train", "models.toy.instruct", "hub and start", None),
+    "an option of another logger": ("training:", "loggers: [{name: mlflow, folder: x}]\ntraining:", "loggers[0]", "mlflow has no option 'folder'; it has tracking_uri, experiment", None),
+    "an unknown option of a logger": ("training:", "loggers: [{name: mlflow, tracking_url: x}]\ntraining:", "loggers[0].tracking_url", "tracking_url", "tracking_uri"),
     "a secret": ("training:", "loggers: [{name: wandb, api_key: abc}]\ntraining:", "loggers[0].api_key", "secret", "environment"),
     "a password in a URI": ("runs/small", "'s3://me:pw@bucket/x'", "storage.uri", "password", "environment"),
     "steps and epochs": ("  steps: 10", "  steps: 10\n  epochs: 2", "training", "either epochs or steps", None),
