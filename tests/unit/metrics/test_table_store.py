@@ -232,7 +232,7 @@ def test_a_merge_keeps_the_columns_of_a_newer_version(tmp_path):
     store.commit([steps("f", 1, 0, 2)])
     store.commit([steps("f", 1, 2, 2)])
     folder = tmp_path / "tables" / "steps"
-    newer = min(folder.iterdir(), key=lambda path: pl.read_parquet(path)["step"].min())
+    newer = min(folder.iterdir(), key=lambda path: pl.read_parquet(path)["step"].to_list())
     pl.read_parquet(newer).with_columns(temperature=pl.col("step") + 0.5).write_parquet(newer)
     TableStore(storage, "steps").compact()
     (merged,) = folder.iterdir()
