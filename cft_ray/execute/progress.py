@@ -17,14 +17,15 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from cft_ray.execute.forecast import Forecast, share_done
 from cft_ray.execute.schedule import Schedule, State
 
 TELL_SECONDS = 0.5
 """least time between two messages of one process about one stage"""
 LINE_SECONDS = 10.0
 """time between lines about running stages where there is no terminal"""
-LEAST_WORKED = 0.03
-"""share of a run's estimated cost that must be worked off before what is left is put in time"""
+FORECAST_SHARE = 0.05
+"""most of the display's time that goes into the time that is left"""
 SHOWN = 12
 """running stages shown at a time"""
 
@@ -98,7 +99,10 @@ class Display:
         self._values: dict[str, dict[str, Any]] = {}
         self._started: dict[str, float] = {}
         self._seconds: dict[str, float] = {}
-        self._begin = self._last_line = time.monotonic()
+        self._begin = self._last_line = self._next_forecast = time.monotonic()
+        self._forecast = Forecast(schedule)
+        self._end: float | None = None
+        """when the run is expected to end; None: unknown"""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._refresh, name="display", daemon=True)
         self._live = Live(console=console, auto_refresh=False, transient=False) if console.is_terminal else None
@@ -127,6 +131,7 @@ class Display:
         elif fingerprint in self._started:
             self._seconds[fingerprint] = now - self._started.pop(fingerprint)
             self._values.pop(fingerprint, None)
+        (self._forecast.started if state == State.RUNNING else self._forecast.ended)(fingerprint, now)
         if self._live is None:
             took = f" in {_duration(self._seconds[fingerprint])}" if state in (State.DONE, State.FAILED) else ""
             error = self._schedule.errors.get(fingerprint, "").splitlines()
@@ -139,6 +144,7 @@ class Display:
     def _refresh(self) -> None:
         while not self._stop.wait(1.0):
             self._values = self._board.look(self._schedule.running)
+            self._foretell()
             if self._live is not None:
                 self._live.update(self.picture(), refresh=True)
             elif time.monotonic() - self._last_line >= LINE_SECONDS:
@@ -153,18 +159,19 @@ class Display:
         failed = tally[State.FAILED] + tally[State.SKIPPED]
         parts = [f"{finished} of {len(self._schedule.states)}"]
         parts += [f"{failed} failed or skipped"] if failed else []
-        parts += [f"about {_duration(left)} left"] if (left := self._eta()) else []
+        if not self._schedule.finished:
+            left = None if self._end is None else max(0.0, self._end - time.monotonic())
+            parts += [f"about {_duration(left)} left" if left is not None else "time left unknown"]
         return ", ".join(parts)
 
-    def _eta(self) -> float | None:
-        """Seconds left, from how fast the estimated costs were worked off in this run; None before enough of them is."""
-        costs = self._schedule.costs
-        worked, left = costs[State.DONE], costs[State.WAITING] + costs[State.READY] + costs[State.RUNNING]
-        for key in self._schedule.running:
-            part = self._schedule.stages[key].cost * _fraction(self._values.get(key, {}))
-            worked, left = worked + part, left - part
-        elapsed = time.monotonic() - self._begin
-        return elapsed * left / worked if left > 0 and worked > LEAST_WORKED * (worked + left) else None
+    def _foretell(self) -> None:
+        for key, values in self._values.items():
+            if (share := share_done(values)) is not None:
+                self._forecast.progress(key, share, time.monotonic())
+        if (begin := time.monotonic()) >= self._next_forecast:
+            left = self._forecast.left(begin)
+            self._end = None if left is None else begin + left
+            self._next_forecast = begin + (time.monotonic() - begin) / FORECAST_SHARE
 
     def picture(self) -> Group:
         """The live picture: a line per kind with the states of its stages, then the running stages."""
@@ -207,7 +214,8 @@ class Display:
     def _running_row(self, fingerprint: str) -> tuple[Any, ...]:
         values = self._values.get(fingerprint, {})
         seconds = time.monotonic() - self._started.get(fingerprint, time.monotonic())
-        bar = ProgressBar(total=1.0, completed=_fraction(values), width=24) if values.get("total") else Text("")
+        share = share_done(values)
+        bar = ProgressBar(total=1.0, completed=share, width=24) if share is not None else Text("")
         name = Text(self._name(fingerprint), overflow="ellipsis", no_wrap=True)
         return name, bar, Text(_duration(seconds), style="dim"), Text(_describe(values), no_wrap=True)
 
@@ -215,11 +223,6 @@ class Display:
 def _count(states: list[State], *wanted: State) -> Text:
     count = sum(state in wanted for state in states)
     return Text(str(count) if count else "·", style=STYLES[wanted[0]] if count else "dim")
-
-
-def _fraction(values: dict[str, Any]) -> float:
-    done, total = values.get("done"), values.get("total")
-    return min(1.0, max(0.0, done / total)) if isinstance(done, int | float) and isinstance(total, int | float) and total else 0.0
 
 
 _SHOW: dict[str, Callable[[Any], str]] = {

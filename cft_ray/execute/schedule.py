@@ -3,8 +3,9 @@
 A stage is *waiting* until its inputs are done, then *ready*, *running*, and *done* or *failed*; what descends from a
 failed stage is *skipped*, as is a stage that the plan says to skip. Of the ready stages that fit, the one with the
 longest path to the end of the plan (sum of estimated costs) comes first, so that the plan ends early rather than in a
-tail. A stage that does not fit now may be passed by smaller ones, but only `PATIENCE` times: then those wait until it
-has started.
+tail; before all others comes the first stage of a kind, so that what is wrong with a kind shows while little is spent, and
+what it takes is known. A stage that does not fit now may be passed by smaller ones, but only `PATIENCE` times: then
+those wait until it has started.
 
 Loading a model of 8 B parameters takes a minute, some benchmarks less. So a stage that could share the model of one that
 has just ended (`Stage.loads`) comes before others of its kind, and has the same *host*: a place, by name, that keeps what
@@ -61,10 +62,6 @@ class Schedule:
         self.states = {key: State.CACHED if key in cached else State.WAITING for key in stages}
         self.tally = Counter(self.states.values())
         """state -> how many stages"""
-        self.costs = dict.fromkeys(State, 0.0)
-        """state -> sum of estimated costs"""
-        for key, stage in stages.items():
-            self.costs[self.states[key]] += stage.cost
         self._users: dict[str, list[str]] = {key: [] for key in stages}
         for key, stage in stages.items():
             for source in set(stage.inputs.values()):
@@ -75,6 +72,8 @@ class Schedule:
         # A heap per demand: few demands, many stages. One that was started from the other heap stays until it is on top.
         self._ready: dict[Resources, list[_Entry]] = {}
         self._sharing: dict[_Shared, list[_Entry]] = {}
+        self._untried: dict[str, list[_Entry]] = {stage.kind: [] for stage in stages.values()}
+        """kind of which nothing has started -> what is ready of it"""
         self._hosts: dict[str, str] = {}
         """running fingerprint -> its host"""
         self._idle: dict[str, _Shared] = {}
@@ -118,6 +117,8 @@ class Schedule:
         self._move(key, State.READY)
         entry = (-self.remaining[key], self._position[key], key)
         heapq.heappush(self._ready.setdefault(stage.resources, []), entry)
+        if stage.kind in self._untried:
+            heapq.heappush(self._untried[stage.kind], entry)
         if shared := _shared(stage):
             heapq.heappush(self._sharing.setdefault(shared, []), entry)
 
@@ -126,15 +127,19 @@ class Schedule:
         if self.concurrent is not None and len(self._running) >= self.concurrent:
             return None
         heads = [(first, need) for need, heap in self._ready.items() if (first := self._first(heap))]
+        heads.sort(key=lambda head: head[0])
+        tries = [first for heap in self._untried.values() if (first := self._first(heap))]
+        heads[:0] = [(first, self.stages[first[2]].resources) for first in sorted(tries)]
         waiting: list[tuple[str, Resources]] = []
-        for (_, _, key), need in sorted(heads, key=lambda head: head[0]):
+        for (_, _, key), need in heads:
             if self.capacity.holds([*self._running.values(), need]):
                 if any(self._passed.get(other, 0) >= PATIENCE and _compete(wanted, need) for other, wanted in waiting):
                     continue
                 for other, wanted in waiting:
                     if _compete(wanted, need):
                         self._passed[other] = self._passed.get(other, 0) + 1
-                return self._start((self._sharer(need) or key) if self.stages[key].loads else key)
+                tried = self.stages[key].kind not in self._untried
+                return self._start((self._sharer(need) or key) if self.stages[key].loads and tried else key)
             waiting.append((key, need))
         return None
 
@@ -158,6 +163,7 @@ class Schedule:
             self._hosts[key] = host or f"host-{next(self._host_names)}"
         self._running[key] = stage.resources
         self._passed.pop(key, None)
+        self._untried.pop(stage.kind, None)
         self._move(key, State.RUNNING)
         useless = [host for host, kept in self._idle.items() if self._first(self._sharing[kept]) is None]
         while useless or (
@@ -167,6 +173,19 @@ class Schedule:
             del self._idle[host]
             self._released.append(host)
         return key
+
+    def fork(self) -> "Schedule":
+        """A schedule of its own at the same moment, to be played forward: what runs here runs there, on the same hosts."""
+        states = dict(self.states)  # at once: the copy may be made in another thread than the one that moves stages
+        open_ = (State.WAITING, State.READY, State.RUNNING)
+        copy = Schedule(self.stages, {key for key, state in states.items() if state not in open_}, self.capacity, self.concurrent)
+        for key, state in states.items():
+            if state == State.RUNNING and copy.states[key] == State.READY:
+                copy._start(key)
+        copy._untried = {kind: heap for kind, heap in copy._untried.items() if kind in self._untried}
+        copy._hosts, copy._idle = dict(self._hosts), dict(self._idle)
+        copy._host_names = count(len(self.stages) + 1)  # no name that a host has here
+        return copy
 
     def host(self, key: str) -> str | None:
         """Name of the place where a running stage finds its model, or leaves it for the next; None: it leaves nothing."""
@@ -210,12 +229,10 @@ class Schedule:
             self._make_ready(key)
 
     def _move(self, key: str, state: State) -> None:
-        before, cost = self.states[key], self.stages[key].cost
+        before = self.states[key]
         self.states[key] = state
         self.tally[before] -= 1
         self.tally[state] += 1
-        self.costs[before] -= cost
-        self.costs[state] += cost
 
     def _fail(self, key: str, error: str) -> None:
         self._move(key, State.FAILED)

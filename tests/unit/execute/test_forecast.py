@@ -1,0 +1,295 @@
+"""The time that is left, against runs whose end is known because they are simulated.
+
+The simulation is independent of the forecast: it knows the true seconds of every stage, which the plan's costs only hint at.
+"""
+
+import random
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from cft_ray.execute.capacity import Capacity, Nodes
+from cft_ray.execute.forecast import Forecast, share_done
+from cft_ray.execute.schedule import Schedule, State
+from cft_ray.grid.settings import GenerationSettings, ReplaySampling, Template, TrainingSettings
+from cft_ray.plan.specs import DatasetSpec, EvaluateSpec, FinetuneSpec, ReplaySpec
+from cft_ray.plan.stage import Resources, Stage
+
+TOY = Template(name="toy")
+Said = list[tuple[float, float | None]]
+
+
+@dataclass
+class Machine:
+    """What the plan does not know.
+
+    Args:
+        cpus: of its one node.
+        seconds: kind -> seconds for each unit of cost.
+        start: kind -> seconds before a stage's work begins, where it finds nothing loaded.
+        first: kind -> seconds more of the first stage of that kind.
+        noise: standard deviation of the logarithm of a stage's seconds.
+        beside: factor on the pace of a stage while others run.
+        gap: seconds between an end and the start that follows.
+        silent: kinds that tell no progress.
+    """
+
+    cpus: float = 2
+    seconds: dict[str, float] = field(default_factory=dict)
+    start: dict[str, float] = field(default_factory=dict)
+    first: dict[str, float] = field(default_factory=dict)
+    noise: float = 0.0
+    beside: float = 1.0
+    gap: float = 0.0
+    silent: frozenset[str] = frozenset()
+
+    def paced(self, factor: float, *kinds: str) -> "Machine":
+        """One on which these kinds take this many times as long."""
+        times = [
+            {kind: each * (factor if kind in kinds else 1) for kind, each in found.items()}
+            for found in (self.seconds, self.start, self.first)
+        ]
+        return replace(self, seconds=times[0], start=times[1], first=times[2])
+
+
+def played(stages: list[Stage], machine: Machine, seed: int = 0, asked: float = 4.0, tick: float = 0.25) -> tuple[float, Said]:
+    """(seconds that the run took, [(time, what was said to be left)]).
+
+    Progress is looked at once a second; ``asked`` is the time between two questions.
+    """
+    rng = random.Random(seed)
+    schedule = Schedule({stage.fingerprint: stage for stage in stages}, (), Capacity((Nodes(machine.cpus),)))
+    forecast = Forecast(schedule)
+    loading: dict[str, float] = {}
+    work: dict[str, float] = {}
+    whole: dict[str, float] = {}
+    begun: set[str] = set()
+    hosts: set[str] = set()
+    said: Said = []
+    now, free_at = 0.0, 0.0
+    while not schedule.finished:
+        while now >= free_at and (key := schedule.next()) is not None:
+            stage, host = schedule.stages[key], schedule.host(key)
+            loading[key] = 0.0 if host in hosts else machine.start.get(stage.kind, 0.0)
+            if stage.kind not in begun:
+                loading[key] += machine.first.get(stage.kind, 0.0)
+            begun.add(stage.kind)
+            hosts |= {host} if host is not None else set()
+            whole[key] = work[key] = stage.cost * machine.seconds.get(stage.kind, 1.0) * rng.lognormvariate(0, machine.noise)
+            forecast.started(key, now)
+        if abs(now - round(now)) < tick / 2:
+            for key in schedule.running:
+                if schedule.stages[key].kind not in machine.silent and work[key] < whole[key]:
+                    forecast.progress(key, 1 - work[key] / whole[key], now)
+            if now >= len(said) * asked:
+                said.append((now, forecast.left(now)))
+        now += tick
+        pace = 1.0 if len(schedule.running) < 2 else machine.beside
+        for key in schedule.running:
+            if loading[key] > 0:
+                loading[key] -= tick * pace
+            else:
+                work[key] -= tick * pace
+            if work[key] <= 0:
+                schedule.finish(key)
+                forecast.ended(key, now)
+                free_at = now + machine.gap
+    return now, said
+
+
+def worst(took: float, said: Said, since: float = 0.2) -> float:
+    """The largest error of what was said after this share of the run, relative to what was left; nothing is asked of its end."""
+    errors = [
+        abs(left - (took - at)) / (took - at) for at, left in said if left is not None and since * took <= at <= 0.95 * took
+    ]
+    assert len(errors) >= 5
+    return max(errors)
+
+
+def known_from(took: float, said: Said) -> float:
+    """From which share of the run on the time left was said without a break."""
+    return max((at for at, left in said if left is None), default=0.0) / took
+
+
+def data(name: str) -> Stage:
+    return Stage(DatasetSpec(toy=name, columns={}, languages=("en",)), {}, label=name, cost=1)
+
+
+def tuned(name: str, source: Stage, cost: float, seed: int = 0, cpus: float = 1) -> Stage:
+    spec = FinetuneSpec(template=TOY, training=TrainingSettings(steps=max(1, round(cost))), seed=seed)
+    return Stage(spec, {"data": source.fingerprint}, label=name, cost=cost, resources=Resources(cpus=cpus))
+
+
+def after(name: str, model: Stage, source: Stage, cost: float, seed: int, **inputs: Stage) -> Stage:
+    spec = FinetuneSpec(template=TOY, training=TrainingSettings(steps=max(1, round(cost))), seed=seed)
+    roles = {"model": model.fingerprint, "data": source.fingerprint} | {role: made.fingerprint for role, made in inputs.items()}
+    return Stage(spec, roles, label=name, cost=cost)
+
+
+def scored(model: Stage, benchmark: str, cost: float = 15) -> Stage:
+    spec = EvaluateSpec(benchmark=benchmark, ability="TA", tasks={"en": "t"}, metric="acc", generation=GenerationSettings())
+    return Stage(spec, {"model": model.fingerprint}, label=f"{model.label} {benchmark}", cost=cost)
+
+
+def replayed(model: Stage, source: Stage, cost: float = 30) -> Stage:
+    spec = ReplaySpec(ratio=0.1, template=TOY, sampling=ReplaySampling(), seed=0)
+    return Stage(spec, {"model": model.fingerprint, "prompts": source.fingerprint, "target": source.fingerprint}, cost=cost)
+
+
+def smoke(pairs: int = 2, strategies: int = 5) -> list[Stage]:
+    """A grid of the smoke grid's shape: a base, a Phase 1 for each pair, Phase 2 for each strategy, benchmarks of all."""
+    sources = [data(f"data{index}") for index in range(4)]
+    base = tuned("base", sources[0], 70)
+    stages, models = [*sources, base], [base]
+    for pair in range(pairs):
+        phase1 = after(f"phase1 {pair}", base, sources[1], 25 + 10 * pair, pair)
+        replay = replayed(phase1, sources[2])
+        stages += [phase1, replay]
+        models.append(phase1)
+        for strategy in range(strategies):
+            extra = {"replay": replay} if strategy == 0 else {}
+            models.append(after(f"phase2 {pair} {strategy}", phase1, sources[3], 25, 10 * pair + strategy, **extra))
+            stages.append(models[-1])
+    return stages + [scored(model, benchmark) for model in models for benchmark in ("letters", "numbers", "languages")]
+
+
+def one_after_the_other() -> list[Stage]:
+    source = data("data")
+    stages = [source, tuned("0", source, 40)]
+    for index in range(1, 10):
+        stages.append(after(str(index), stages[-1], source, 40, index))
+    return stages
+
+
+def wide() -> list[Stage]:
+    """Trainings that do not wait for each other, of very different lengths."""
+    source = data("data")
+    return [source, *(tuned(str(index), source, cost, seed=index) for index, cost in enumerate([20, 40, 80] * 8))]
+
+
+def tail() -> list[Stage]:
+    """Short stages, and one long training that ends in a tail of its own."""
+    source = data("data")
+    long = [tuned("long", source, 40, seed=99)]
+    for index in range(4):
+        long.append(after(f"long {index}", long[-1], source, 100, index))
+    return [source, *long, *(tuned(str(index), source, 20, seed=index) for index in range(8))]
+
+
+LAPTOP = Machine(
+    seconds={"dataset": 0.5, "finetune": 1.0, "evaluate": 0.4, "replay": 0.7},
+    start={"finetune": 3.0, "evaluate": 12.0, "replay": 12.0},
+    first={"finetune": 12.0, "evaluate": 12.0},
+    gap=0.5,
+)
+
+
+@pytest.mark.parametrize("shape", [smoke, one_after_the_other, wide, tail])
+@pytest.mark.parametrize("scale", [0.2, 1.0, 5.0])
+def test_within_a_quarter_from_a_fifth_on_however_wrong_the_plan_is(shape, scale):
+    took, said = played(shape(), LAPTOP.paced(scale, *LAPTOP.seconds))
+    assert worst(took, said) <= 0.25
+    assert known_from(took, said) <= 0.35
+
+
+@pytest.mark.parametrize("kind", ["finetune", "evaluate", "replay"])
+@pytest.mark.parametrize("scale", [0.2, 5.0])
+def test_within_a_quarter_where_one_kind_is_wrong_by_a_factor_of_five(kind, scale):
+    took, said = played(smoke(), LAPTOP.paced(scale, kind))
+    assert worst(took, said, max(0.2, known_from(took, said))) <= 0.25
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_within_a_quarter_under_noise_and_where_neighbours_slow_each_other(seed):
+    took, said = played(smoke(), replace(LAPTOP, noise=0.2, beside=0.75), seed)
+    assert worst(took, said) <= 0.25
+
+
+def test_within_a_quarter_where_no_stage_tells_its_progress():
+    silent = frozenset({"finetune", "evaluate", "replay"})
+    took, said = played(smoke(), replace(LAPTOP, silent=silent, start={}, first={}))
+    assert worst(took, said, max(0.2, known_from(took, said))) <= 0.25
+
+
+def test_a_large_grid_on_many_cores():
+    took, said = played(smoke(pairs=8, strategies=7), replace(LAPTOP, cpus=6, noise=0.1), asked=30)
+    assert worst(took, said) <= 0.25 and known_from(took, said) <= 0.3
+
+
+def test_before_anything_of_the_main_kind_is_measured_nothing_is_said():
+    stages = one_after_the_other()
+    took, said = played(stages, Machine(silent=frozenset({"finetune"})), asked=1)
+    first_end = stages[0].cost + stages[1].cost
+    assert all(left is None for at, left in said if at < first_end)
+    assert all(left is not None for at, left in said if at >= first_end)
+    assert took == pytest.approx(401, abs=1)
+
+
+def test_exact_where_nothing_is_hidden():
+    """Three trainings beside each other on two CPUs, worked by hand: 10 | 10, then 10 alone."""
+    source = data("data")
+    stages = [tuned(str(index), source, 10, seed=index) for index in range(3)]
+    schedule = Schedule({stage.fingerprint: stage for stage in [source, *stages]}, (source.fingerprint,), Capacity((Nodes(2),)))
+    forecast = Forecast(schedule)
+    running = [key for key in (schedule.next(), schedule.next()) if key is not None]
+    for key in running:
+        forecast.started(key, 0.0)
+    assert forecast.left(0.0) is None
+    for key in running:
+        forecast.progress(key, 0.2, 30.0)
+        forecast.progress(key, 0.7, 80.0)  # 100 s for all of it, after 10 s of loading
+    assert forecast.left(80.0) == pytest.approx(30 + 110)
+    assert forecast.left(90.0) == pytest.approx(20 + 110)
+
+
+def test_a_failed_stage_is_no_measurement_and_what_it_skips_takes_no_time():
+    source = data("data")
+    first, other = tuned("a", source, 10), tuned("b", source, 10, seed=1)
+    below = after("c", first, source, 1000, 2)
+    schedule = Schedule(
+        {each.fingerprint: each for each in (source, first, other, below)}, (source.fingerprint,), Capacity((Nodes(2),))
+    )
+    forecast = Forecast(schedule)
+    for _ in range(2):
+        key = schedule.next()
+        assert key is not None
+        forecast.started(key, 0.0)
+    schedule.finish(first.fingerprint, "planted")
+    forecast.ended(first.fingerprint, 3.0)
+    assert forecast.left(3.0) is None
+    forecast.progress(other.fingerprint, 0.0, 4.0)
+    forecast.progress(other.fingerprint, 0.5, 10.0)
+    assert schedule.states[below.fingerprint] == State.SKIPPED
+    assert forecast.left(10.0) == pytest.approx(6.0)
+
+
+def test_what_is_played_forward_leaves_the_schedule_as_it_is():
+    stages = smoke()
+    schedule = Schedule({stage.fingerprint: stage for stage in stages}, (), Capacity((Nodes(2),)))
+    twin = Schedule({stage.fingerprint: stage for stage in stages}, (), Capacity((Nodes(2),)))
+    forecast, order = Forecast(schedule), []
+    while not schedule.finished:
+        while (key := schedule.next()) is not None:
+            forecast.started(key, 0.0)
+            assert twin.next() == key
+            order.append(key)
+        forecast.left(0.0)
+        assert schedule.states == twin.states
+        for key in schedule.running:
+            schedule.finish(key)
+            twin.finish(key)
+    assert len(order) == len(stages)
+
+
+@pytest.mark.parametrize(
+    ("values", "share"),
+    [
+        ({}, None),
+        ({"done": 3}, None),
+        ({"done": 3, "total": 0}, None),
+        ({"done": 1, "total": 4}, 0.25),
+        ({"done": 9, "total": 4}, 1),
+    ],
+)
+def test_progress_of_a_stage(values, share):
+    assert share_done(values) == share
