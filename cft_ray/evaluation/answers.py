@@ -8,6 +8,7 @@ languages or subjects; scoring sees all answers together, as without it.
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,8 @@ FIRST = {"cuda": 1024, "cpu": 256}
 """Requests of the first part, by device, before it is known how long they take: enough to keep the engine full."""
 GROWTH = 8
 """A part is at most this many times as large as the one before."""
+
+_CHANGES = "-changes"
 
 Answer = Any
 """What the harness expects of a request: text, a log-likelihood, or a log-likelihood and whether it is the greedy text."""
@@ -74,6 +77,9 @@ class Kept:
         self, model: Any, answers: Answers, *, first: int = FIRST["cpu"], progress: Callable[[int, int], None] | None = None
     ) -> None:
         self.model, self.answers, self.first, self.progress = model, answers, first, progress
+        self.changes: Counter[str] = Counter()
+        """what had to be changed so that requests fit the model's context -> their number"""
+        self.requests = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.model, name)
@@ -93,6 +99,9 @@ class Kept:
     def _ask(self, kind: str, requests: "list[Instance]") -> list[Any]:
         name = name_of(kind, requests)
         found = self.answers.read(name)
+        self.requests += len(requests)
+        for changes in self.answers.read(f"{name}{_CHANGES}").values():
+            self.changes.update(changes)
         waiting = [place for place in range(len(requests)) if place not in found]
         size = self.first
         self._tell(len(found), len(requests))
@@ -102,11 +111,20 @@ class Kept:
             answers = getattr(self.model, kind)([requests[place] for place in part])
             seconds = max(time.monotonic() - begun, 1e-3)
             fresh = dict(zip(part, answers, strict=True))
+            if changes := self.model.take_changes():
+                self.changes.update(changes)
+                self.answers.write(f"{name}{_CHANGES}", {part[0]: changes})
             self.answers.write(name, fresh)
             found |= fresh
             size = min(max(int(len(part) * SECONDS / seconds), 1), GROWTH * size)
             self._tell(len(found), len(requests))
         return [found[place] for place in range(len(requests))]
+
+    def account(self) -> dict[str, Any]:
+        """For the stage's outputs, where requests did not fit as they were: ``account``, how many and what was changed."""
+        if not self.changes:
+            return {}
+        return {"account": {"came": self.requests, "used": self.requests, "noted": dict(sorted(self.changes.items()))}}
 
     def _tell(self, done: int, total: int) -> None:
         if self.progress is not None:

@@ -1,16 +1,49 @@
-"""A transformers model as a model of lm-evaluation-harness: the harness' own, with our prompts and our sequence begin."""
+"""A transformers model as a model of lm-evaluation-harness: the harness' own, with our prompts, sequence begin and budget."""
 
-from typing import Any
+import math
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import normalize_gen_kwargs
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from cft_ray.errors import UserError
-from cft_ray.evaluation.templated import Templated
+from cft_ray.evaluation.templated import Scored, Templated
+from cft_ray.generation.budget import NEW_TOKENS, cut
+from cft_ray.generation.finite import not_finite
 from cft_ray.generation.prompts import encode
 from cft_ray.generation.settings import device, read_config
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 BATCH_SIZE = 32
+_LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+"""Names of the most new tokens that the harness knows."""
+
+
+class OnlyNumbers(LogitsProcessor):
+    """Changes nothing; logits that are no numbers end the generation.
+
+    Args:
+        model: its folder, for the message.
+    """
+
+    def __init__(self, model: str) -> None:
+        self.model = model
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The scores, [texts, vocabulary], as they are.
+
+        Raises:
+            UserError: NaN or infinity among them.
+        """
+        # A model may forbid tokens by minus infinity.
+        if not bool((scores < math.inf).all()):
+            raise not_finite(self.model)
+        return scores
 
 
 class HfModel(Templated, HFLM):
@@ -37,6 +70,7 @@ class HfModel(Templated, HFLM):
             "device": on,
             "batch_size": batch_size or BATCH_SIZE,
         }
+        self._folder = model
         try:
             super().__init__(**arguments)
         except torch.OutOfMemoryError:
@@ -46,12 +80,42 @@ class HfModel(Templated, HFLM):
                 f"transformers cannot load the model ({error})", where=model, fix="check the folder's weights"
             ) from error
 
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Answers in the requests' order, each with the room that its prompt leaves (`cft_ray.generation.budget`).
+
+        The harness batches requests of like settings, so answers that get less room than asked for go in small batches.
+
+        Raises:
+            UserError: predictions that are no numbers.
+        """
+        questions: list[Any] = [request.args for request in requests]
+        contexts = encode(self.tokenizer, [text for text, _ in questions])
+        fitting: list[Instance] = []
+        for request, tokens, (text, asked) in zip(requests, contexts, questions, strict=True):
+            options: dict[str, Any] = dict(normalize_gen_kwargs(asked, NEW_TOKENS))
+            kept = {name: value for name, value in asked.items() if name not in _LENGTHS}
+            changed = {**kept, "max_gen_toks": self.fit(tokens, options["max_gen_toks"]).new_tokens}
+            fitting.append(Instance("generate_until", request.doc, (text, changed), request.idx))
+        return cast(Any, super()).generate_until(fitting, disable_tqdm)
+
+    def _model_generate(self, *arguments: Any, **named: Any) -> torch.Tensor:
+        return cast(Any, super())._model_generate(
+            *arguments, **named, logits_processor=LogitsProcessorList([OnlyNumbers(self._folder)])
+        )
+
+    def _loglikelihood_tokens(self, requests: "Sequence[Scored]", *arguments: Any, **named: Any) -> list[tuple[float, bool]]:
+        # The last token is scored and not read.
+        found = cast(Any, super())._loglikelihood_tokens(self.fit_scored(requests, int(self.max_length) + 1), *arguments, **named)
+        if not all(math.isfinite(value) for value, _ in found):
+            raise not_finite(self._folder)
+        return found
+
     def tok_batch_encode(
         self, strings: list[str], padding_side: str = "left", left_truncate_len: int | None = None, truncation: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids and attention mask, [texts, longest], padded on the given side."""
         ids: list[list[int]] = encode(self.tokenizer, strings)
         if left_truncate_len:
-            ids = [tokens[-left_truncate_len:] for tokens in ids]
+            ids = [cut(tokens, left_truncate_len, self.opening()) for tokens in ids]
         encoded: Any = self.tokenizer.pad({"input_ids": ids}, padding=True, padding_side=padding_side, return_tensors="pt")
         return encoded["input_ids"], encoded["attention_mask"]

@@ -5,6 +5,7 @@ message, perhaps the beginning of the answer) and takes text back. Rendering it 
 every task, stock or ours, in the words in which the model was taught, without a change to the task.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -12,6 +13,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from cft_ray.data.templates import prompt
 from cft_ray.errors import UserError
+from cft_ray.generation.budget import CUT, Fitted, common_opening, cut, fitted
 from cft_ray.generation.prompts import encode
 from cft_ray.grid.settings import Template
 
@@ -22,9 +24,12 @@ if TYPE_CHECKING:
 BLANK_LINE = "\n\n"
 """Between instruction and input in the questions of tasks over canonical rows."""
 
+Scored = tuple[tuple[str, str], list[int], list[int]]
+"""The harness' request for a log-likelihood: texts, context's tokens, continuation's tokens."""
+
 
 class Templated:
-    """Mix-in of harness models: our template, and our way to begin a sequence.
+    """Mix-in of harness models: our template, our way to begin a sequence and to fit it into the context.
 
     The class it is mixed into is a `lm_eval.api.model.TemplateLM` with a ``max_length``. ``template`` and ``canonical``
     may be set between evaluations, so that one loaded model serves several.
@@ -38,6 +43,53 @@ class Templated:
     """None: questions are not wrapped."""
     canonical: bool = False
     """The questions are canonical rows, written as instruction, blank line, input: they are taken apart again."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._changes: Counter[str] = Counter()
+        self._openings: dict[tuple[Template | None, bool], int] = {}
+
+    def take_changes(self) -> dict[str, int]:
+        """What had to be changed so that requests fit (`cft_ray.generation.budget`), with their number, since last asked."""
+        taken, self._changes = dict(self._changes), Counter()
+        return taken
+
+    def opening(self) -> int:
+        """Tokens at a prompt's beginning that do not depend on what is asked: they are never cut."""
+        key = self.template, self.canonical
+        if key not in self._openings:
+            texts = ["", ""]
+            if self.template is not None:
+                texts = [self.apply_chat_template([{"role": "user", "content": content}]) for content in ("a", "b")]
+            self._openings[key] = common_opening(*(self.tok_encode(text) for text in texts))
+        return self._openings[key]
+
+    def fit(self, tokens: Sequence[int], wanted: int) -> Fitted:
+        """A prompt with room for its answer in the model's context; what changes is counted."""
+        found = fitted(tokens, wanted, int(self.max_length), self.opening())
+        if found.change is not None:
+            self._changes[found.change] += 1
+        return found
+
+    def fit_scored(self, requests: Sequence[Scored], limit: int) -> list[Scored]:
+        """Requests for log-likelihoods whose context is cut where it and the continuation exceed ``limit``; counted.
+
+        Raises:
+            UserError: a continuation that leaves its context no room.
+        """
+        found: list[Scored] = []
+        for texts, context, continuation in requests:
+            left = limit - len(continuation)
+            if left < 1:
+                raise UserError(
+                    f"{len(continuation)} tokens are to be scored, and the model reads {limit}",
+                    where="evaluation.generation.max_length",
+                    fix="a longer max_length, or a model with more positions",
+                )
+            if len(context) > left:
+                self._changes[CUT] += 1
+            found.append((texts, cut(context, left, self.opening()), continuation))
+        return found
 
     def apply_chat_template(self, chat_history: Sequence[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The prompt of a conversation; called by the harness where it was asked to apply a chat template.

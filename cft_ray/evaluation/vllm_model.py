@@ -4,23 +4,28 @@ The harness has one of its own, which insists on a distribution named ``vllm`` (
 own engine and leaves the beginning-of-sequence token to the tokenizer. This one takes a loaded engine.
 """
 
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lm_eval.api.model import TemplateLM
-from lm_eval.models.utils import maybe_truncate, normalize_gen_kwargs, postprocess_generated_text
+from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 from vllm import SamplingParams
 
-from cft_ray.evaluation.templated import Templated
+from cft_ray.evaluation.templated import Scored, Templated
+from cft_ray.generation import engine as held
+from cft_ray.generation.budget import NEW_TOKENS
+from cft_ray.generation.finite import LOGITS, not_finite
 from cft_ray.generation.prompts import encode
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
     from vllm import LLM
 
-NEW_TOKENS = 256
-"""Answer tokens where neither the task nor the grid says how many; the harness' own default."""
 SCORED_AT_ONCE = 4096
 """Texts given to the engine together for log-likelihoods: their prompt log-probabilities stay in memory until read."""
+LOOKED_AT = 8
+"""Prompts whose next token is looked at before the first answers: vLLM counts NaN among logits, and no infinity."""
 
 
 class VllmModel(Templated, TemplateLM):
@@ -36,6 +41,7 @@ class VllmModel(Templated, TemplateLM):
         self.engine, self.seed = engine, seed
         self.tokenizer = engine.get_tokenizer()
         self.max_length: int = engine.llm_engine.model_config.max_model_len
+        self._looked = False
 
     @property
     def eot_token_id(self) -> int:
@@ -54,7 +60,11 @@ class VllmModel(Templated, TemplateLM):
         return self.tokenizer.name_or_path.replace("/", "__")
 
     def generate_until(self, requests: "list[Instance]", disable_tqdm: bool = False) -> list[str]:
-        """Answers in the requests' order; a prompt that leaves no room for its answer loses its beginning."""
+        """Answers in the requests' order; they get less room, or a prompt is cut, as `cft_ray.generation.budget` says.
+
+        Raises:
+            UserError: predictions that are no numbers.
+        """
         prompts: list[Any] = []
         parameters, stops = [], []
         questions: list[Any] = [request.args for request in requests]
@@ -64,31 +74,55 @@ class VllmModel(Templated, TemplateLM):
             stop = [text for text in options.pop("until") if text]
             if not options.pop("do_sample"):
                 options["temperature"] = 0.0  # the harness leaves it out where a task says neither
-            kept, new_tokens = maybe_truncate(tokens, options.pop("max_gen_toks"), self.max_length, verbose=False)
-            prompts.append({"prompt_token_ids": kept})
-            parameters.append(SamplingParams(max_tokens=new_tokens, stop=stop, seed=self.seed, **options))
+            fitted = self.fit(tokens, options.pop("max_gen_toks"))
+            prompts.append({"prompt_token_ids": fitted.tokens})
+            parameters.append(SamplingParams(max_tokens=fitted.new_tokens, stop=stop, seed=self.seed, **options))
             stops.append(stop)
-        outputs = self.engine.generate(prompts, parameters, use_tqdm=False)
+        if not self._looked:
+            self._look(prompts[:LOOKED_AT])
+            self._looked = True
+        outputs = self._generate(prompts, parameters)
         return [
             postprocess_generated_text(output.outputs[0].text, stop, None) for output, stop in zip(outputs, stops, strict=True)
         ]
 
-    def _loglikelihood_tokens(
-        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any
-    ) -> list[tuple[float, bool]]:
+    def _loglikelihood_tokens(self, requests: list[Scored], **_: Any) -> list[tuple[float, bool]]:
         # One token is generated because vLLM does not do with none.
         parameters = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=1, detokenize=False)
-        room = self.max_length - 1
         scores: list[tuple[float, bool]] = []
         for start in range(0, len(requests), SCORED_AT_ONCE):
-            part = requests[start : start + SCORED_AT_ONCE]
-            texts = [(context + continuation)[-room:] for _, context, continuation in part]
+            part = self.fit_scored(requests[start : start + SCORED_AT_ONCE], self.max_length - 1)
+            texts = [context + continuation for _, context, continuation in part]
             prompts: list[Any] = [{"prompt_token_ids": text} for text in texts]
-            outputs = self.engine.generate(prompts, parameters, use_tqdm=False)
+            outputs = self._generate(prompts, parameters)
             for request, text, output in zip(part, texts, outputs, strict=True):
-                first = max(len(text) - len(request[2]), 1)
-                scores.append(_score(text, output.prompt_logprobs, first))
+                scores.append(_score(text, output.prompt_logprobs, max(len(request[1]), 1)))
+        if not all(math.isfinite(value) for value, _ in scores):
+            raise not_finite(self._folder)
         return scores
+
+    def _look(self, prompts: list[Any]) -> None:
+        """Refuse a model whose next token has no probability."""
+        for output in self._generate(prompts, SamplingParams(max_tokens=1, temperature=0.0, logprobs=1, detokenize=False)):
+            chosen = output.outputs[0]
+            if not all(
+                math.isfinite(entry[token].logprob) for entry, token in zip(chosen.logprobs, chosen.token_ids, strict=True)
+            ):
+                raise not_finite(self._folder)
+
+    @property
+    def _folder(self) -> str:
+        return self.engine.llm_engine.model_config.model
+
+    def _generate(self, prompts: Any, parameters: "SamplingParams | Sequence[SamplingParams]") -> Any:
+        folder = self._folder
+        try:
+            return self.engine.generate(prompts, parameters, use_tqdm=False)
+        except RuntimeError as error:
+            if LOGITS not in str(error):
+                raise
+            held.unload()  # its queue still holds the requests of the failed step
+            raise not_finite(folder) from error
 
 
 def _score(tokens: list[int], logprobs: Any, first: int) -> tuple[float, bool]:

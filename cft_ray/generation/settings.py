@@ -18,6 +18,7 @@ ENVIRONMENT: dict[str, str] = {
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_RAISE_ON_LOGIT_NANS": "1",  # a broken model's answers would be scored like a weak one's
     "TOKENIZERS_PARALLELISM": "false",  # a forked tokenizer that has used threads warns, and may hang
     "TQDM_DISABLE": "1",  # progress goes through the stage's context
 }

@@ -15,6 +15,7 @@ from cft_ray.grid.cells import Cell, Variant, cell_name, cells
 from cft_ray.grid.choices import chosen_benchmarks
 from cft_ray.grid.schema import Grid
 from cft_ray.grid.settings import ScratchModel, Template, TrainingSettings
+from cft_ray.plan.context import check_answers
 from cft_ray.plan.digest import Digests
 from cft_ray.plan.estimate import Estimator
 from cft_ray.plan.insight import InsightPlanner
@@ -88,6 +89,7 @@ class _Builder:
         self.insight: InsightPlanner | None = None
 
     def build(self) -> Plan:
+        check_answers(self.grid)
         all_cells = cells(self.grid)
         if self.grid.insight is not None:
             self.insight = InsightPlanner(self.grid, all_cells, self.sources, self._add, self._dataset)

@@ -162,6 +162,7 @@ class EvaluateSpec(Spec):
     """One benchmark of one model. Inputs: `model` or `checkpoints["model"]`; `data` where a data set artifact is scored."""
 
     kind: ClassVar[str] = "evaluate"
+    version: ClassVar[int] = 2
     checkpoints: dict[str, Checkpoint] = Field(default_factory=dict)
     benchmark: str = Field(description="name in the tables, e.g. toy_letters, ifeval")
     ability: Literal["TA", "LA"]

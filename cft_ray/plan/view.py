@@ -11,6 +11,7 @@ from typing import Any
 from cft_ray.grid.benchmarks import BENCHMARKS
 from cft_ray.grid.cells import cells
 from cft_ray.grid.schema import Grid
+from cft_ray.plan import context
 from cft_ray.plan.build import unresolved
 from cft_ray.plan.digest import is_uri, local_path
 from cft_ray.plan.estimate import Estimate, estimate_plan, too_large
@@ -95,6 +96,7 @@ def view(plan: Plan, grid: Grid, artifacts: Iterable[Artifact] | None = None) ->
     declared = ((choice.name, BENCHMARKS.get(choice.name)) for choice in grid.evaluation.benchmarks)
     warnings += [f"benchmark {name} cannot be run yet: {known.missing}" for name, known in declared if known and known.missing]
     warnings += skips(stage.skip for stage in plan.stages.values())
+    warnings += context.notes(grid)
     warnings += notes(grid, cells(grid)) if grid.insight is not None else []
     large = (too_large(stage, estimates[fingerprint], grid) for fingerprint, stage in plan.stages.items())
     warnings += list(dict.fromkeys(text for text in large if text is not None))[:3]

@@ -22,7 +22,9 @@ def run(context: StageContext) -> dict[str, Any]:
 
     Returns:
         language -> value of the shown metric, and ``mean`` over the languages; ``revisions``, hub data set -> commit, where
-        items came from the hub; what the judging took, where a judge compares answers (`cft_ray.stages.judged`).
+        items came from the hub; ``account``, how many requests did not fit the model's context as they were, by what was
+        changed (`cft_ray.generation.budget`), where any; what the judging took, where a judge compares answers
+        (`cft_ray.stages.judged`).
 
     Raises:
         UserError: a benchmark that cannot be run yet, an unknown task or metric, items or a model that cannot be loaded.
@@ -49,11 +51,11 @@ def run(context: StageContext) -> dict[str, Any]:
 
 
 def _by_harness(context: StageContext) -> tuple[Evaluation, dict[str, Any]]:
-    result, revisions = remote.call(evaluate, _EVALUATE, context)
-    return result, {"revisions": revisions} if revisions else {}
+    result, revisions, account = remote.call(evaluate, _EVALUATE, context)
+    return result, ({"revisions": revisions} if revisions else {}) | account
 
 
-def evaluate(context: StageContext) -> tuple[Evaluation, dict[str, str]]:
+def evaluate(context: StageContext) -> tuple[Evaluation, dict[str, str], dict[str, Any]]:
     """In the worker: inputs are fetched where they are read, and the items looked at before a model is loaded."""
     from cft_ray.generation.settings import device, prepare_environment
 
@@ -72,7 +74,8 @@ def evaluate(context: StageContext) -> tuple[Evaluation, dict[str, str]]:
         context.progress(done=done, total=total, unit="requests", note="")
 
     kept = Kept(model, Answers(context.checkpoints), first=FIRST[device()], progress=tell)
-    return ask(kept, benchmark), benchmark.revisions
+    result = ask(kept, benchmark)
+    return result, benchmark.revisions, kept.account()
 
 
 # Made once: to Ray each new remote function is another sort of task, with a process of its own.

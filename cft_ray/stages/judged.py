@@ -17,6 +17,8 @@ from cft_ray.stages.context import StageContext
 
 _WHOLE = "alpaca_eval"
 """Name of all answers together among the answers that are kept."""
+_ACCOUNT = f"{_WHOLE}-account"
+"""As `_WHOLE`: how many prompts and answers did not fit as they were."""
 
 
 def evaluate(context: StageContext) -> tuple[Evaluation, dict[str, Any]]:
@@ -74,6 +76,7 @@ def evaluate(context: StageContext) -> tuple[Evaluation, dict[str, Any]]:
     taken["length_control"] = [model for metric, model in MODELS.items() if metric in metrics]
     if source.revisions:
         taken["revisions"] = source.revisions
+    taken |= kept.read(_ACCOUNT).get(0, {})
     return evaluation_of(spec, items, answers, preferences, metrics), taken
 
 
@@ -99,7 +102,9 @@ def _answer(context: StageContext) -> None:
         context.progress(done=done, total=total, unit="answers", note="")
 
     kept = Answers(context.checkpoints)
-    found = answers(Kept(model, kept, first=FIRST[device()], progress=tell), items, spec)
+    asked = Kept(model, kept, first=FIRST[device()], progress=tell)
+    found = answers(asked, items, spec)
+    kept.write(_ACCOUNT, {0: asked.account()})
     kept.write(_WHOLE, {item.number: answer for item, answer in zip(items, found, strict=True)})
 
 

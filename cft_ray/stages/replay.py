@@ -20,6 +20,7 @@ from cft_ray.data.rows import FILE, SCHEMA, dictionaries, read_rows, write_rows
 from cft_ray.data.templates import prompt
 from cft_ray.errors import UserError
 from cft_ray.generation.batches import Answer, Prompt, answers
+from cft_ray.generation.budget import room
 from cft_ray.generation.prompts import encode
 from cft_ray.plan.specs import ReplaySpec
 from cft_ray.stages.context import StageContext
@@ -90,7 +91,7 @@ def _prompts(
     if any(not ids for ids in tokens):
         raise UserError("a prompt is empty", where="replay", fix="use prompts with an instruction")
     return [
-        Prompt(index, ids, answer_seed(spec.seed, row, number), min(spec.sampling.max_new_tokens, length - len(ids)))
+        Prompt(index, ids, answer_seed(spec.seed, row, number), room(len(ids), spec.sampling.max_new_tokens, length))
         for index, (ids, row, number) in enumerate(zip(tokens, rows, passes, strict=True))
     ]
 

@@ -19,7 +19,7 @@ def answers(kept: "Kept", items: Sequence[Item], spec: EvaluateSpec) -> list[str
     Args:
         kept: harness model whose answers are kept.
         items: what is asked.
-        spec: template, stop strings, temperature and most new tokens; an answer gets less where the prompt leaves less.
+        spec: template, stop strings, temperature and most new tokens; none: what the prompt leaves.
     """
     model = kept.model
     assert isinstance(model, Templated)
@@ -30,10 +30,10 @@ def answers(kept: "Kept", items: Sequence[Item], spec: EvaluateSpec) -> list[str
         text = item.instruction
         if spec.template is not None:
             text = model.apply_chat_template([{"role": "user", "content": text}])
-        room = max(int(model.max_length) - len(model.tok_encode(text)), 1)
+        most = wanted.max_new_tokens or max(int(model.max_length) - len(model.tok_encode(text)), 1)
         asked: dict[str, Any] = {
             "until": list(wanted.stop),
-            "max_gen_toks": min(wanted.max_new_tokens or room, room),
+            "max_gen_toks": most,
             "do_sample": wanted.temperature > 0,
             "temperature": wanted.temperature,
         }

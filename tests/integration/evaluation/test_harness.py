@@ -7,13 +7,17 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from lm_eval.api.instance import Instance
+from tinymodels import copied, spoiled
 
 from cft_ray.data.rows import table
 from cft_ray.data.templates import prompt
 from cft_ray.errors import UserError
 from cft_ray.evaluation import models
+from cft_ray.evaluation.answers import Answers, Kept
 from cft_ray.evaluation.harness import run_benchmark
+from cft_ray.evaluation.vllm_model import VllmModel
 from cft_ray.generation import engine
+from cft_ray.generation.budget import CUT, SHORTENED
 from cft_ray.grid.settings import GenerationSettings, Template
 from cft_ray.plan.specs import EvaluateSpec
 
@@ -135,3 +139,83 @@ def test_bad_names_and_models_are_the_users(planted, items, tmp_path):
     for backend in ("vllm", "hf"):
         with pytest.raises(UserError, match=str(tmp_path)):
             load_model(str(tmp_path), spec(backend=backend))
+
+
+@pytest.fixture(params=["vllm", "hf"])
+def asked(request, random_model):
+    """A model of 256 positions whose answers do not end by themselves."""
+    model = load_model(random_model, spec(backend=request.param))
+    model.template = None
+    model.take_changes()
+    return model
+
+
+def generated(model, text: str, most: int) -> str:
+    (answer,) = model.generate_until(instances("generate_until", [(text, {"until": ["\n"], "max_gen_toks": most})]))
+    return answer
+
+
+def test_a_long_answer_leaves_the_question_whole(asked):
+    question = "What is the colour of the sky over the sea, they asked? "  # a token a byte, 57 with the beginning
+    answer = generated(asked, question, 16)
+    assert len(answer) > 8 and asked.take_changes() == {}
+    for most in (256 - 57, 255, 256, 4000):
+        assert generated(asked, question, most).startswith(answer)
+    assert asked.take_changes() == {SHORTENED: 3}
+
+
+def test_a_prompt_is_cut_only_when_it_fills_the_context_alone(asked):
+    text = "".join(chr(97 + number % 26) for number in range(254))
+    assert generated(asked, text, 64) == generated(asked, text, 1)  # 255 tokens: whole, one is left for the answer
+    assert asked.take_changes() == {SHORTENED: 1}
+    kept = text[-(256 - 64 - 1) :]  # a quarter for the answer, one token of beginning, the last ones
+    assert generated(asked, "xy" + text, 100) == generated(asked, kept, 64)
+    assert asked.take_changes() == {CUT: 1}
+    # With a template its opening stays, and its end.
+    asked.template = Template(name="alpaca")
+    opening = asked.opening()
+    words = asked.tok_encode(asked.apply_chat_template([{"role": "user", "content": "a"}]))[:opening]
+    assert asked.tokenizer.decode(words).endswith("### Instruction:\n") and words[0] == asked.tokenizer.bos_token_id
+
+
+def test_a_long_context_of_a_choice_is_cut_and_counted(asked):
+    long, short = "start " + "of a long story " * 40, "a short story "
+    value, _ = asked.loglikelihood(instances("loglikelihood", [(short, "ends")]))[0]
+    assert math.isfinite(value) and asked.take_changes() == {}
+    limit = 255 if isinstance(asked, VllmModel) else 257
+    kept = long[-(limit - 4 - 1) :]
+    found = asked.loglikelihood(instances("loglikelihood", [(long, "ends"), (kept, "ends")]))
+    assert found[0] == found[1] and asked.take_changes() == {CUT: 1}
+
+
+def test_what_was_changed_outlives_the_process(random_model, tmp_path):
+    model = load_model(random_model, spec())
+    model.template = None
+    requests = instances("generate_until", [(f"question {number} ", {"until": [], "max_gen_toks": 500}) for number in range(5)])
+    for _ in range(2):
+        kept = Kept(model, Answers(str(tmp_path)), first=2)
+        kept.generate_until(requests)
+        assert kept.changes == {SHORTENED: 5}
+
+
+def overflowing(weights: dict[str, Any]) -> None:
+    weights["lm_head.weight"].sign_().mul_(3e38)
+
+
+@pytest.mark.parametrize("backend", ["vllm", "hf"])
+@pytest.mark.parametrize("how", ["nan", "overflow"])
+def test_a_model_without_numbers_has_no_score(random_model, tmp_path, backend, how):
+    """NaN in a layer; or finite weights whose logits are not."""
+    broken = str(tmp_path / how)
+    if how == "nan":
+        spoiled(random_model, tmp_path / how, "model.layers.1.mlp.up_proj.weight")
+    else:
+        copied(random_model, tmp_path / how, overflowing)
+    for ask in (
+        lambda model: model.generate_until(instances("generate_until", [("text", {"until": ["\n"], "max_gen_toks": 4})])),
+        lambda model: model.loglikelihood(instances("loglikelihood", [("text", "ending"), ("text", "another")])),
+        lambda model: model.loglikelihood_rolling(instances("loglikelihood_rolling", [("a text",)])),
+    ):
+        with pytest.raises(UserError, match="not finite") as caught:
+            ask(load_model(broken, spec(backend=backend)))
+        assert caught.value.where == broken

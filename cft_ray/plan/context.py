@@ -1,0 +1,73 @@
+"""Whether a benchmark's answers fit the context of the models that are asked, as far as a plan can know it."""
+
+import json
+
+from cft_ray.errors import UserError
+from cft_ray.grid.choices import ChosenBenchmark, chosen_benchmarks
+from cft_ray.grid.schema import Grid
+from cft_ray.grid.sections import CheckpointSource
+from cft_ray.plan.digest import is_uri, local_path
+
+
+def positions(checkpoint: CheckpointSource) -> int | None:
+    """Tokens that a checkpoint reads at most: of a model made here, or as a local folder's ``config.json`` says."""
+    if checkpoint.scratch is not None:
+        return checkpoint.scratch.max_positions
+    if checkpoint.path is None or is_uri(checkpoint.path):
+        return None
+    config = local_path(checkpoint.path) / "config.json"
+    if not config.is_file():
+        return None
+    values = json.loads(config.read_text(encoding="utf-8"))
+    found = (values.get("text_config") or values).get("max_position_embeddings")
+    return found if isinstance(found, int) else None
+
+
+def check_answers(grid: Grid) -> None:
+    """Refuse answers that the grid wants longer than the whole context.
+
+    Raises:
+        UserError: names the setting.
+    """
+    for index, chosen in enumerate(chosen_benchmarks(grid)):
+        wanted = chosen.generation.max_new_tokens
+        path = _path(grid, index)
+        if wanted is None or path is None:
+            continue
+        length, reader = _context(grid, chosen)
+        if wanted >= length:
+            raise UserError(
+                f"answers of {chosen.name} may have {wanted} tokens, and {reader} {length} for question and answer together",
+                where=grid.source.where(path),
+                fix=f"fewer than {length}, or none: then the task says",
+            )
+
+
+def notes(grid: Grid) -> list[str]:
+    """Benchmarks whose own answers are longer than a context, a line each: they get what the question leaves."""
+    found = []
+    for index, chosen in enumerate(chosen_benchmarks(grid)):
+        wanted = chosen.generation.max_new_tokens
+        length, reader = _context(grid, chosen)
+        if wanted is not None and _path(grid, index) is None and wanted >= length:
+            found.append(
+                f"{chosen.name} allows answers of {wanted} tokens, and {reader} {length} for question and answer together: "
+                "they get what the question leaves"
+            )
+    return found
+
+
+def _path(grid: Grid, index: int) -> tuple[str | int, ...] | None:
+    """Where the grid says how long a benchmark's answers may be; None: the benchmark does."""
+    if "max_new_tokens" in grid.evaluation.benchmarks[index].generation:
+        return "evaluation", "benchmarks", index, "generation", "max_new_tokens"
+    return ("evaluation", "generation", "max_new_tokens") if "max_new_tokens" in grid.evaluation.generation else None
+
+
+def _context(grid: Grid, chosen: ChosenBenchmark) -> tuple[int, str]:
+    """Tokens of the smallest context that the benchmark is asked in, and what has no more."""
+    found = [(chosen.generation.max_length, "evaluation.generation.max_length allows")]
+    for model, checkpoints in grid.models.items():
+        known = [length for checkpoint in checkpoints.values() if (length := positions(checkpoint)) is not None]
+        found += [(length, f"{model} reads") for length in known]
+    return min(found)
