@@ -21,7 +21,7 @@ from cft_ray.plan.items import SCORED
 from cft_ray.plan.specs import EvaluateSpec
 
 TASKS = Path(__file__).parent / "tasks"
-"""Our own tasks."""
+"""Our own tasks, and the harness' own with metrics of ours beside theirs."""
 STOCK = Path(lm_eval.tasks.__path__[0])
 
 Files = Mapping[str, Mapping[str, Sequence[str]]]
@@ -54,7 +54,8 @@ def task_manager(spec: EvaluateSpec, items: Path | None, files: Files | None, fo
     paths = _folders(spec)
     # A task that nobody declared may lie anywhere: then the harness reads all its files, which takes ten seconds.
     stock = {"include_defaults": paths is None, "metadata": metadata}
-    manager = TaskManager(include_path=[TASKS, *(paths or [])], **stock)
+    # What comes later lies over what comes before: ours are the harness' own with more metrics.
+    manager = TaskManager(include_path=[*(paths or []), TASKS], **stock)
     _require(manager, spec)
     revision = spec.items.revision if spec.items is not None else None
     if files is None and revision is None:
@@ -69,7 +70,7 @@ def task_manager(spec: EvaluateSpec, items: Path | None, files: Files | None, fo
             if files:
                 text += "custom_dataset: !function cft_ray.evaluation.items.load\n"
             (folder / f"{leaf}.yaml").write_text(text, encoding="utf-8")
-    return TaskManager(include_path=[TASKS, *(paths or []), folder], **stock)
+    return TaskManager(include_path=[*(paths or []), TASKS, folder], **stock)
 
 
 def leaves(manager: TaskManager, name: str) -> Iterator[str]:
