@@ -9,11 +9,13 @@ import sys
 from contextlib import redirect_stdout
 from dataclasses import asdict
 from enum import StrEnum
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from cft_ray import machine, output
 from cft_ray.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,11 +34,12 @@ app = typer.Typer(
     epilog=EXIT_CODES,
     no_args_is_help=True,
     add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
 
-GridFile = Annotated[Path, typer.Argument(metavar="GRID", help="the grid's YAML file", show_default=False)]
+GridFile = Annotated[Path, typer.Argument(metavar="GRID", help="the grid's YAML file; - for standard input", show_default=False)]
 Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="PATH=VALUE", help="change one value of the grid; a list is swept", show_default=False),
@@ -75,15 +78,40 @@ class Format(StrEnum):
 
 def main() -> NoReturn:
     """Entry point; turns what ends a command into its exit code."""
+    output.prepare()
+    machine.prepare_home()
+    code = 0
     try:
-        app()
+        try:
+            app()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        sys.stdout.flush()
     except UserError as error:
         typer.echo(f"cft-ray: {error}", err=True)
-        sys.exit(2)
+        code = 2
     except KeyboardInterrupt:
         typer.echo("cft-ray: interrupted", err=True)
-        sys.exit(130)
-    sys.exit(0)
+        code = 130
+    except BrokenPipeError:  # who read it has seen enough
+        output.give_up()
+        code = 1
+    sys.exit(code)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"cft-ray {metadata.version('cft-ray')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="show the version and end", show_default=False)
+    ] = False,
+) -> None:
+    """Experiment grids for continual fine-tuning of language models, on Ray."""
 
 
 @app.command(epilog=EXIT_CODES)
@@ -120,12 +148,20 @@ def run(
     sets: Sets = None,
     sections: With = None,
     address: Address = None,
+    cpus: Annotated[
+        int | None,
+        typer.Option(min=1, help="of a cluster of its own; all that this process may use otherwise", show_default=False),
+    ] = None,
 ) -> None:
     """Do what is not done yet, then show the results. The same command continues after an interruption."""
     from cft_ray.data.preflight import check_files
     from cft_ray.grid.loggers import lacking
     from cft_ray.plan.build import build, require_resolved
 
+    if cpus is not None and address not in (None, "local"):
+        raise UserError(
+            "goes with a cluster of its own", where="--cpus", fix=f"leave it out, or do not use the cluster {address}"
+        )
     loaded = _load(grid, sets, sections)
     planned = build(loaded)
     require_resolved(planned, loaded)
@@ -136,23 +172,24 @@ def run(
 
     uri = loaded.storage.uri
     with redirect_stdout(sys.stderr):  # where Ray prints its own warnings; standard output is for the results
-        outcome = execute(planned, uri, address=address, concurrent=loaded.max_parallel, loggers=loaded.loggers)
+        outcome = execute(planned, uri, address=address, cpus=cpus, concurrent=loaded.max_parallel, loggers=loaded.loggers)
     _show_results(uri, loaded.name)
     raise typer.Exit(outcome.exit_code)
 
 
 @app.command(epilog=EXIT_CODES)
 def status(
-    grid: GridFile,
+    grid: Annotated[Path | None, typer.Argument(metavar="[GRID]", help="the grid's YAML file", show_default=False)] = None,
     sets: Sets = None,
+    storage: ResultsStorage = None,
     as_json: AsJson = False,
     errors: Annotated[bool, typer.Option("--errors", help="show errors whole")] = False,
 ) -> None:
     """Where the last run of a grid stands: done, running, failed and why. Exit code 0 when everything is there."""
-    loaded = _load(grid, sets)
+    uri, name = _results_of(grid, sets, storage, "cft-ray status")
     from cft_ray.execute import status as stages
 
-    found = stages.status(loaded.storage.uri, loaded.name)
+    found = stages.status(uri, name)
     if as_json:
         _print_json(found.to_json())
     else:
@@ -168,23 +205,23 @@ def results(
     form: Annotated[
         Format, typer.Option("--format", help="a table to read, or rows: one per cell, benchmark and language")
     ] = Format.table,
-    output: Annotated[Path | None, typer.Option(help="file to write; standard output otherwise", show_default=False)] = None,
+    to: Annotated[
+        Path | None, typer.Option("--output", help="file to write; standard output otherwise, as with -", show_default=False)
+    ] = None,
 ) -> None:
     """Show the scores of every cell: before, after Phase 1, after Phase 2, and the change."""
     uri, name = _results_of(grid, sets, storage, "cft-ray results")
     if form is Format.table:
-        if output is not None:
+        if to is not None:
             raise UserError("a table to read is not written to a file", where="--output", fix="add --format parquet, csv or json")
         _show_results(uri, name)
         return
-    from cft_ray.metrics.show import export, exported
+    from cft_ray.metrics.show import exported
 
     frame = _frame(uri, name, "results")
-    if output is not None:
-        export(frame, output, form)
-        typer.echo(f"wrote {frame.height} rows to {output}", err=True)
-    else:
-        typer.echo(exported(frame, form), nl=False)
+    output.write_file(to or Path("-"), exported(frame, form))
+    if to is not None:
+        typer.echo(f"wrote {frame.height} rows to {to}", err=True)
 
 
 @app.command(epilog=EXIT_CODES)
@@ -270,9 +307,23 @@ def doctor(
 
 
 def _load(path: Path, sets: list[str] | None, sections: list[Section] | None = None) -> "Grid":
-    from cft_ray.grid.schema import load_grid
+    from cft_ray.grid.schema import grid_from_text, load_grid
 
+    if str(path) == "-":
+        return grid_from_text(_standard_input(), "standard input", sets or [], sections or [])
     return load_grid(path, sets or [], sections or [])
+
+
+def _standard_input() -> str:
+    from cft_ray.grid.source import MAX_BYTES
+
+    data = sys.stdin.buffer.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise UserError("too large for a grid", where="standard input", fix=f"at most {MAX_BYTES} bytes")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"cannot be read: {error}", where="standard input", fix="a YAML file in UTF-8") from None
 
 
 def _frame(uri: str, grid: str | None, name: str) -> "pl.DataFrame":
@@ -292,19 +343,21 @@ def _show_results(uri: str, grid: str | None) -> None:
     if frame.is_empty():
         fix = "`cft-ray run GRID` makes some" if grid is None else "run it, or see `cft-ray results --storage` for other grids"
         raise UserError(f"no results of {grid or 'any grid'} here yet", where=uri, fix=fix)
-    _console().print(results_table(frame, title=grid))
+    console = _console()
+    console.print(results_table(frame, title=grid, width=console.width))
 
 
 def _console() -> "Console":
     from rich.console import Console
 
-    return Console()
+    console = Console()
+    return console if console.width >= output.NARROWEST else Console(width=output.NARROWEST)
 
 
 def _results_of(grid: Path | None, sets: list[str] | None, storage: str | None, command: str) -> tuple[str, str | None]:
     """Where results lie, and the name of the grid that they are wanted of; None: of all there."""
     loaded = _load(grid, sets) if grid else None
-    uri = storage or (loaded and loaded.storage.uri)
+    uri = storage if storage is not None else loaded and loaded.storage.uri
     if uri is None:
         raise UserError("which results?", where=command, fix="name a grid, or a storage with --storage")
     return uri, loaded.name if loaded else None

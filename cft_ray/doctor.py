@@ -11,6 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,10 @@ from urllib.parse import urlsplit
 
 from packaging.requirements import Requirement
 
+from cft_ray.artifacts.lease import check_locks
 from cft_ray.artifacts.storage import Storage
 from cft_ray.errors import UserError
+from cft_ray.machine import cpus, long_temporary, machine_folder
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -48,7 +51,7 @@ class Check:
 def examine(grid: "Grid | None" = None) -> list[Check]:
     """Look at this machine, and at what the grid needs if one is given. Takes a minute: every large library is imported."""
     checks: list[Check] = []
-    for part in (_python, _versions, _imports, _memory, _accelerators, _vllm, _ray, _limits):
+    for part in (_python, _versions, _imports, _memory, _accelerators, _vllm, _ray, _limits, _home):
         checks += part()
     uri = grid.storage.uri if grid is not None else "runs"
     checks += [*_storage(uri), *_hub(grid)]
@@ -133,7 +136,7 @@ def _memory() -> Iterator[Check]:
 
     memory = psutil.virtual_memory()
     state = "broken" if memory.total < NEEDED_MEMORY else "warning" if memory.available < WANTED_MEMORY else "ok"
-    found = f"{_cores()} CPUs, {memory.total / GIB:.1f} GiB of memory, {memory.available / GIB:.1f} GiB available"
+    found = f"{cpus()} CPUs, {memory.total / GIB:.1f} GiB of memory, {memory.available / GIB:.1f} GiB available"
     yield Check("machine", state, found, "" if state == "ok" else f"the smoke grid may take {WANTED_MEMORY / GIB:.0f} GiB")
 
 
@@ -173,6 +176,9 @@ def _vllm() -> Iterator[Check]:
 def _ray() -> Iterator[Check]:
     address = os.environ.get("RAY_ADDRESS")
     yield Check("ray", "ok", f"RAY_ADDRESS is {address}" if address else "starts a cluster of its own on this machine")
+    if path := long_temporary():
+        fix = "nothing to do, or name a short one"
+        yield Check("ray", "warning", f"{path}: its path is too long for sockets, a short folder is used instead", fix)
     shared = Path("/dev/shm")
     if shared.is_dir() and (free := shutil.disk_usage(shared).free) < GIB:
         fix = "give the container more, e.g. docker run --shm-size=8g"
@@ -196,6 +202,7 @@ def _storage(uri: str) -> Iterator[Check]:
             # A folder that does not exist yet is not made for a test: what holds it must be writable.
             existing = next(folder for folder in (Path(storage.root), *Path(storage.root).parents) if folder.exists())
             Storage(existing).check_writable()
+            _check_locks(existing)
             free = shutil.disk_usage(existing).free
             state = "broken" if free < NEEDED_DISK else "warning" if free < WANTED_DISK else "ok"
             fix = "" if state == "ok" else "free some, or take another storage.uri"
@@ -205,6 +212,19 @@ def _storage(uri: str) -> Iterator[Check]:
             yield Check("storage", "ok", f"{uri}: writable")
     except UserError as error:
         yield Check("storage", "broken", f"{uri}: {error.what}", error.fix or "")
+
+
+def _check_locks(folder: Path) -> None:
+    """On a file of its own: the storage's folder for leases is not made for a test."""
+    with tempfile.TemporaryDirectory(prefix=".lock-test-", dir=folder) as name:
+        check_locks(Storage(name))
+
+
+def _home() -> Iterator[Check]:
+    folder = machine_folder()
+    state = "warning" if Path(tempfile.gettempdir()) in folder.parents else "ok"
+    fix = "" if state == "ok" else "CFT_RAY_CACHE names a folder that lasts, if this one is removed at times"
+    yield Check("cache", state, f"{folder}", fix)
 
 
 def _hub(grid: "Grid | None") -> Iterator[Check]:
@@ -250,12 +270,12 @@ def _demand(grid: "Grid") -> Iterator[Check]:
             f"its stages ask for GPUs ({gpus:g} a worker) and this machine has none",
             "run it with --address on a cluster",
         )
-    cpus = max((stage.cpus for stage in grid.resources.values()), default=1.0)
-    if cpus > _cores():
+    wanted = max((stage.cpus for stage in grid.resources.values()), default=1.0)
+    if wanted > cpus():
         yield Check(
             "grid",
             "warning",
-            f"a worker asks for {cpus:g} CPUs, this machine has {_cores()}",
+            f"a worker asks for {wanted:g} CPUs, this process may use {cpus()}",
             "lower `resources`, or use a cluster",
         )
 
@@ -265,10 +285,6 @@ def _version(distribution: str) -> str | None:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _gpus() -> list[str]:
@@ -283,7 +299,7 @@ def _cpu_flags() -> set[str]:
 
 
 def _hub_home() -> Path:
-    return Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    return Path(os.environ.get("HF_HOME") or os.path.expanduser("~/.cache/huggingface"))  # noqa: PTH111 -- where there is no home, no error
 
 
 def _connects(endpoint: str) -> bool:

@@ -24,6 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from cft_ray.artifacts.storage import Storage
+from cft_ray.errors import UserError
 
 BEAT = 2.0
 """seconds between heartbeats"""
@@ -148,6 +149,16 @@ def holder(storage: Storage, fingerprint: str) -> Record | None:
     return None if record.machine == _machine() and _born(record.pid) != record.born else record
 
 
+def check_locks(storage: Storage) -> None:
+    """Take the lock once.
+
+    Raises:
+        UserError: the storage is a folder on a file system without locks, or cannot be written to.
+    """
+    with _locked(storage):
+        return
+
+
 def release_run(storage: Storage, fingerprints: Iterable[str], run: str) -> None:
     """Give back what the processes of ``run`` held; for a driver that has stopped them."""
     for fingerprint in fingerprints:
@@ -183,7 +194,14 @@ def _locked(storage: Storage) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         opened = (folder / ".lock").open("w")
     with opened:
-        fcntl.flock(opened, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX)
+        except OSError as error:
+            raise UserError(
+                f"the file system of the storage has no file locks ({error.strerror})",
+                where=str(folder),
+                fix="mount it with locks (Lustre: -o flock), or give a storage.uri on another one, or an object store",
+            ) from error
         yield  # closing gives the lock back
 
 

@@ -8,8 +8,9 @@ store's single put has that property by itself.
 import contextlib
 import hashlib
 import os
+import re
 import shutil
-import tempfile
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +19,30 @@ from pyarrow import ArrowException, fs
 from cft_ray.errors import UserError
 
 SCHEMES = ("file", "s3", "gs", "gcs")
+WANTED = "use a folder, s3://BUCKET/… or gs://BUCKET/…"
 CHUNK = 4 * 2**20
+GCS_PATIENCE = 8
+"""seconds that Google's client tries again; its own default is 15 minutes"""
+_OTHER = [
+    "dbfs",
+    "hdfs",
+    "viewfs",
+    "abfs",
+    "abfss",
+    "az",
+    "azure",
+    "wasb",
+    "wasbs",
+    "adl",
+    "oss",
+    "http",
+    "https",
+    "hf",
+    "s3a",
+    "s3n",
+]
+"""Schemes of places that are no storage here; with a colon alone they are refused too, as folders are never called so."""
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(.*)", re.DOTALL)
 
 
 class Storage:
@@ -32,22 +56,13 @@ class Storage:
     """
 
     def __init__(self, uri: str | Path) -> None:
-        text = str(uri)
-        scheme, separator, _ = text.partition("://")
-        if separator and scheme not in SCHEMES:
-            raise UserError(f"unknown storage scheme {scheme!r}", where=text, fix="use a folder, s3://… or gs://…")
-        if not text:
-            raise UserError("the storage is empty", where="storage.uri", fix="use a folder, s3://… or gs://…")
-        if separator and "@" in text.removeprefix(f"{scheme}://").partition("/")[0]:
-            fix = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or GOOGLE_APPLICATION_CREDENTIALS"
-            raise UserError("the storage URI carries credentials, which would end up in records and logs", where=scheme, fix=fix)
-        if separator and "?" in text:
-            raise UserError("options in a storage URI are not supported", where=text, fix="set AWS_ENDPOINT_URL, AWS_REGION …")
-        if not separator:
-            text = Path(text).expanduser().absolute().as_uri()
+        text = _checked(str(uri))
         try:
-            self.filesystem, root = fs.FileSystem.from_uri(text)
-        except (ArrowException, OSError, ValueError) as error:
+            if "://" not in text:
+                text = Path(text).expanduser().absolute().as_uri()
+            options = f"?retry_limit_seconds={GCS_PATIENCE}" if text.startswith(("gs://", "gcs://")) else ""
+            self.filesystem, root = fs.FileSystem.from_uri(text + options)
+        except (ArrowException, OSError, ValueError, RuntimeError) as error:  # the last: `~user` where there is no such user
             raise UserError(f"the storage cannot be opened: {error}", where=str(uri), fix="check the URI and access") from error
         self.root = root.rstrip("/") or "/"
         self.local = isinstance(self.filesystem, fs.LocalFileSystem)
@@ -68,17 +83,19 @@ class Storage:
 
     def size(self, *parts: str) -> int | None:
         """Bytes of a file; None where there is none."""
-        info = self.filesystem.get_file_info(self.path(*parts))
+        with self.reading():
+            info = self.filesystem.get_file_info(self.path(*parts))
         return info.size if info.type == fs.FileType.File else None
 
     def read(self, *parts: str, limit: int | None = None) -> bytes | None:
         """A file's content; None where there is none.
 
         Raises:
+            UserError: the storage cannot be read.
             ValueError: the file is larger than ``limit`` bytes.
         """
         try:
-            with self.filesystem.open_input_file(self.path(*parts)) as source:
+            with self.reading(), self.filesystem.open_input_file(self.path(*parts)) as source:
                 if limit is not None and source.size() > limit:
                     raise ValueError(f"{self.path(*parts)} has {source.size()} bytes, more than {limit}")
                 return source.read()
@@ -101,12 +118,23 @@ class Storage:
     def list(self, *parts: str, recursive: bool = False) -> list[fs.FileInfo]:
         """What lies in a folder, empty where there is none; `relative` gives the parts of an entry."""
         selector = fs.FileSelector(self.path(*parts), recursive=recursive, allow_not_found=True)
-        return self.filesystem.get_file_info(selector)
+        with self.reading():
+            return self.filesystem.get_file_info(selector)
+
+    def kind(self) -> fs.FileType:
+        """What there is at the root.
+
+        Raises:
+            UserError: the storage cannot be read.
+        """
+        with self.reading():
+            return self.filesystem.get_file_info(self.root).type
 
     def delete(self, *parts: str) -> None:
         """Remove a file or a folder with everything in it; nothing happens where there is none."""
         path = self.path(*parts)
-        kind = self.filesystem.get_file_info(path).type
+        with self.reading():
+            kind = self.filesystem.get_file_info(path).type
         with self.writing(), contextlib.suppress(FileNotFoundError):
             if kind == fs.FileType.Directory:
                 self.filesystem.delete_dir(path)
@@ -123,7 +151,7 @@ class Storage:
         """Copy a file of the storage to a local path; returns the SHA-256 of what came."""
         digest = hashlib.sha256()
         target.parent.mkdir(parents=True, exist_ok=True)
-        with self.filesystem.open_input_stream(self.path(*parts)) as source, target.open("wb") as sink:
+        with target.open("wb") as sink, self.reading(), self.filesystem.open_input_stream(self.path(*parts)) as source:
             while chunk := source.read(CHUNK):
                 digest.update(chunk)
                 sink.write(chunk)
@@ -140,32 +168,85 @@ class Storage:
         self.delete(name)
 
     @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Turn what the file system refuses into a UserError that names the storage; a file that is not there stays one."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except (OSError, ArrowException) as error:
+            fix = "check the storage's address, the network and what this user may read"
+            raise UserError(f"the storage cannot be read: {_reason(error)}", where=self.uri, fix=fix) from error
+
+    @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
         """Turn what the file system refuses into a UserError that names the storage."""
         try:
             yield
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise UserError(
-                f"the storage cannot be written to: {reason}",
-                where=self.uri,
-                fix="give a storage.uri that this user may write to, with free space",
-            ) from error
+        except (OSError, ArrowException) as error:
+            fix = "give a storage.uri that this user may write to, with free space"
+            raise UserError(f"the storage cannot be written to: {_reason(error)}", where=self.uri, fix=fix) from error
+
+
+def _checked(text: str) -> str:
+    """A storage's URI, if it is one.
+
+    Raises:
+        UserError: it is empty, of an unknown scheme, without a bucket, or carries credentials or options.
+    """
+    if not text.strip():
+        raise UserError("the storage is empty", where="storage.uri", fix=WANTED)
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        found = _SCHEME.fullmatch(text)
+        if found and (found[2].startswith("/") or found[1].lower() in (*SCHEMES, *_OTHER)):
+            known = found[1].lower() in SCHEMES
+            fix = f"{found[1].lower()}://{found[2].lstrip('/')}" if known and found[1] != "file" else WANTED
+            raise UserError(f"`{found[1]}:` begins neither a folder nor a URI", where=text, fix=fix)
+        return text
+    if scheme not in SCHEMES:
+        raise UserError(f"unknown storage scheme {scheme!r}", where=text, fix=WANTED)
+    bucket, _, path = rest.partition("/")
+    if "@" in bucket:
+        fix = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or GOOGLE_APPLICATION_CREDENTIALS"
+        raise UserError("the storage URI carries credentials, which would end up in records and logs", where=scheme, fix=fix)
+    if "?" in text:
+        raise UserError("options in a storage URI are not supported", where=text, fix="set AWS_ENDPOINT_URL, AWS_REGION …")
+    if scheme != "file":
+        if not bucket:
+            raise UserError("the storage names no bucket", where=text, fix=WANTED)
+        if "//" in f"/{path}":
+            raise UserError("the storage's path has an empty part (`//`)", where=text, fix="write each `/` once")
+    return text
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what went wrong, without the end that the cloud's client puts there."""
+    text = getattr(error, "strerror", None) or str(error)
+    return next(iter(text.strip().splitlines()), type(error).__name__).partition("; Details:")[0]
 
 
 def write_local(path: Path, data: bytes) -> None:
-    """Write a whole local file: temporary sibling, flush to disk, rename, flush the folder."""
+    """Write a whole local file: temporary sibling, flush to disk, rename, flush the folder.
+
+    A file that is there gives its mode and, where this user may, its owner; a new one gets what the umask says.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    there = path.stat() if path.is_file() else None
+    temporary = path.parent / f".{path.name[:200]}-{os.urandom(6).hex()}"
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with os.fdopen(handle, "wb") as sink:
             sink.write(data)
             sink.flush()
+            if there is not None:
+                with contextlib.suppress(PermissionError):
+                    os.chown(temporary, there.st_uid, there.st_gid)
+                temporary.chmod(stat.S_IMODE(there.st_mode))
             os.fsync(sink.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
+        temporary.replace(path)
     except OSError:
-        Path(name).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     sync(path.parent)
 
@@ -177,12 +258,6 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def machine_folder(*parts: str) -> Path:
-    """A folder of this machine for what can be made again: downloads, scratch. ``CFT_RAY_CACHE`` moves it."""
-    root = os.environ.get("CFT_RAY_CACHE") or Path.home() / ".cache" / "cft-ray"
-    return Path(root, *parts)
 
 
 def remove_local(folder: Path) -> None:

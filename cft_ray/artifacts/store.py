@@ -26,7 +26,8 @@ from cft_ray.artifacts.manifest import (
     read_manifest,
     table_files,
 )
-from cft_ray.artifacts.storage import Storage, machine_folder, remove_local, sync, write_local
+from cft_ray.artifacts.storage import Storage, remove_local, sync, write_local
+from cft_ray.machine import machine_folder
 from cft_ray.plan.stage import Stage
 
 

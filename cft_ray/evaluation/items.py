@@ -19,9 +19,10 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 from pyarrow import fs
 
-from cft_ray.artifacts.storage import CHUNK, machine_folder
+from cft_ray.artifacts.storage import CHUNK
 from cft_ray.data.readers import require_columns
 from cft_ray.errors import UserError
+from cft_ray.machine import machine_folder
 from cft_ray.plan.digest import Digests, is_uri
 from cft_ray.plan.items import items_digest
 from cft_ray.plan.specs import ItemsSource

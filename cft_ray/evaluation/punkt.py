@@ -7,8 +7,9 @@ scoring fails long after the answers were paid for. Here it is looked for before
 import os
 from pathlib import Path
 
-from cft_ray.artifacts.storage import Storage, machine_folder
+from cft_ray.artifacts.storage import Storage
 from cft_ray.errors import UserError
+from cft_ray.machine import machine_folder
 
 NEEDED = "tokenizers/punkt_tab"
 

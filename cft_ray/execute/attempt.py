@@ -45,7 +45,22 @@ def run_stage(work: str, reporter: Reporter, board: Board) -> dict[str, Any]:
     Raises:
         RayError: a process or node died on the way: worth another try.
     """
-    told = Work.decode(work)
+    try:
+        return _claimed(Work.decode(work), reporter, board)
+    except Exception as raised:  # of claiming, recording, giving back: as much the stage's result as what its work raises
+        error = cause(raised)
+        if is_death(error):
+            raise
+        return {"status": "failed", "error": describe(error)}
+
+
+def is_death(error: BaseException) -> bool:
+    """Whether a process or node died, or could not be started: all else would come again in the same way."""
+    return isinstance(error, RayError) and not isinstance(error, RayTaskError)
+
+
+def _claimed(told: Work, reporter: Reporter, board: Board) -> dict[str, Any]:
+    """Wait for the stage's lease, and run it unless another run has finished it meanwhile."""
     stage, storage = told.stage, Storage(told.storage)
     store, observer = ArtifactStore(storage), Observer(storage, stage.fingerprint, told.run)
     while True:
@@ -88,11 +103,11 @@ def _attempt(told: Work, store: ArtifactStore, lease: Lease, reporter: Reporter,
         )
     except Exception as raised:
         remove_local(output)
-        error = _cause(raised)
+        error = cause(raised)
         record("failed", error=describe(error))
         if isinstance(error, CorruptArtifact):
             return {"status": "lost input", "lost": error.fingerprint}
-        if isinstance(error, RayError):
+        if is_death(error):
             raise
         return {"status": "failed", "error": describe(error)}
     send_artifact(reporter, store, made)
@@ -105,7 +120,7 @@ def _attempt(told: Work, store: ArtifactStore, lease: Lease, reporter: Reporter,
     return {"status": "done"}
 
 
-def _cause(error: BaseException) -> BaseException:
+def cause(error: BaseException) -> BaseException:
     """What was raised in the process where it happened."""
     while isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
         error = error.cause

@@ -5,11 +5,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from cft_ray.artifacts.storage import Storage, machine_folder
+from cft_ray.artifacts.storage import Storage
 from cft_ray.artifacts.store import ArtifactStore
 from cft_ray.errors import UserError
 from cft_ray.execute.progress import Board
 from cft_ray.execute.work import Work
+from cft_ray.machine import machine_folder
 from cft_ray.metrics.reporter import Reporter
 from cft_ray.plan.specs import Checkpoint
 from cft_ray.plan.stage import Stage

@@ -6,6 +6,8 @@ A variable that the user has set stays as it is.
 import os
 from typing import Any
 
+from cft_ray.machine import prepare_home
+
 SETTINGS = {
     # Ray Train
     "RAY_TRAIN_V2_ENABLED": "1",  # the only Train that this package drives
@@ -34,6 +36,7 @@ LOCAL_SETTINGS = {
 
 def prepare() -> None:
     """Set what is not set."""
+    prepare_home()
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
 

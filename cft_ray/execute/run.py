@@ -18,7 +18,7 @@ from types import FrameType
 from ray import tune
 from rich.console import Console
 
-from cft_ray.artifacts.lease import release_run
+from cft_ray.artifacts.lease import check_locks, release_run
 from cft_ray.artifacts.manifest import Manifest
 from cft_ray.artifacts.storage import Storage
 from cft_ray.artifacts.store import ArtifactStore, CorruptArtifact
@@ -134,7 +134,7 @@ def run(
         storage_uri: folder, ``s3://…`` or ``gs://…``.
         address: of a running Ray cluster; None: a local one, which ends with the run. A driver that is connected to Ray
             already uses that connection.
-        cpus: logical CPUs of the local cluster; None: all cores.
+        cpus: logical CPUs of the local cluster; None: all that this process may use.
         object_store: bytes of shared memory of the local cluster.
         concurrent: most stages at a time; None: as many as fit.
         loggers: what the grid asks for, for every training.
@@ -147,6 +147,7 @@ def run(
     console = console or Console(stderr=True)
     store = ArtifactStore(Storage(storage_uri))
     store.storage.check_writable()
+    check_locks(store.storage)
     save_plan(store.storage, plan)
     name = uuid.uuid4().hex
 

@@ -17,6 +17,7 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
+from cft_ray.execute.attempt import cause, describe, is_death
 from cft_ray.execute.hosts import Hosts
 from cft_ray.execute.schedule import Schedule
 from cft_ray.execute.work import Work
@@ -37,7 +38,7 @@ class Starts(Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Called by Tune."""
-        self._searcher.started(trial.trial_id)
+        self._searcher.started(trial)
 
 
 class StageSearcher(Searcher):
@@ -63,6 +64,7 @@ class StageSearcher(Searcher):
         self._schedule, self._work, self._hosts, self._changed, self._stopping = schedule, work, hosts, changed, stopping
         self._stage_of: dict[str, str] = {}
         self._without_actor: set[str] = set()
+        self._trials: dict[str, Trial] = {}
         self._kept = False
         """whether Tune holds an actor that no trial has"""
         self._last_end = time.monotonic()
@@ -83,20 +85,22 @@ class StageSearcher(Searcher):
         actor = None if host is None else self._hosts.named(host, self._schedule.stages[fingerprint].resources)
         return {"work": self._work(fingerprint, actor).encode()}
 
-    def started(self, trial_id: str) -> None:
+    def started(self, trial: Trial) -> None:
         """A trial has got its actor."""
-        self._without_actor.discard(trial_id)
+        self._without_actor.discard(trial.trial_id)
+        self._trials[trial.trial_id] = trial
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """A stage has ended. ``error``: its process died, or its nodes, more often than is tried again."""
         fingerprint = self._stage_of.pop(trial_id)
         self._without_actor.discard(trial_id)
+        trial = self._trials.pop(trial_id, None)
         self._kept = not error and not self._without_actor  # else a waiting trial takes it
         self._last_end = time.monotonic()
         if error or not result or "status" not in result:
             if self._stopping():
                 return
-            self._schedule.finish(fingerprint, "its process ended without a result, on every attempt (killed, out of memory?)")
+            self._schedule.finish(fingerprint, _lost(trial))
         elif result["status"] == "lost input":
             self._schedule.make_again(result["lost"], fingerprint)
             self._changed(result["lost"])
@@ -112,3 +116,15 @@ class StageSearcher(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing is restored; see `save`."""
+
+
+def _lost(trial: Trial | None) -> str:
+    """Why a stage has no result, from what Tune keeps of a trial's last error."""
+    raised = trial.get_pickled_error() if trial is not None else None
+    if raised is None:
+        return "its process ended without a result, on every attempt (killed, out of memory?)"
+    error = cause(raised)
+    if not is_death(error):
+        return describe(error)
+    reason = next(iter(str(error).strip().splitlines()), "")
+    return f"its process ended without a result, on every attempt (killed, out of memory?). {type(error).__name__}: {reason}"

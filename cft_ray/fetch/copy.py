@@ -16,9 +16,10 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.hf_api import RepoFile
 
 from cft_ray.artifacts.fetched import Copied, CopiedFile, Fetched, Part
-from cft_ray.artifacts.storage import CHUNK, Storage, machine_folder, remove_local, sync
+from cft_ray.artifacts.storage import CHUNK, Storage, remove_local, sync
 from cft_ray.errors import UserError
 from cft_ray.fetch.hub import Listing, asking, listing
+from cft_ray.machine import machine_folder
 
 
 @dataclass(frozen=True)

@@ -38,10 +38,7 @@ def open_results(uri: str | Path) -> "Results":
         UserError: there is no such storage, or it cannot be reached.
     """
     storage = Storage(uri)
-    try:
-        kind = storage.filesystem.get_file_info(storage.root).type
-    except OSError as error:
-        raise UserError(f"the storage cannot be read: {error}", where=str(uri), fix="check the URI and access") from error
+    kind = storage.kind()
     if kind != fs.FileType.Directory:
         what = "there is no storage here" if kind == fs.FileType.NotFound else "this is a file, and no storage"
         raise UserError(what, where=str(uri), fix="give the grid's storage.uri; `cft-ray run GRID` makes it")

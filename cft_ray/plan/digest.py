@@ -16,6 +16,7 @@ from typing import Any
 
 from cft_ray.data.languages import filled, names_language
 from cft_ray.errors import UserError
+from cft_ray.machine import machine_folder
 
 _BLOCK = 1 << 20
 
@@ -24,11 +25,11 @@ class Digests:
     """Digests of files, with the cache read once and written by `save`.
 
     Args:
-        cache: the cache's file; none: ``cft-ray/digests.json`` in the user's cache folder (``XDG_CACHE_HOME``).
+        cache: the cache's file; none: ``digests.json`` in `machine_folder`.
     """
 
     def __init__(self, cache: Path | None = None) -> None:
-        self.cache = cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cft-ray" / "digests.json"
+        self.cache = cache or machine_folder("digests.json")
         self._known: dict[str, str] | None = None
         self._changed = False
 

@@ -10,6 +10,7 @@ import pytest
 from cft_ray.artifacts import lease
 from cft_ray.artifacts.lease import Observer, holder, release_run
 from cft_ray.artifacts.storage import Storage
+from cft_ray.errors import UserError
 
 NAME = "a" * 64
 
@@ -130,3 +131,20 @@ def test_a_damaged_record_does_not_block(storage, data):
     taken = Observer(storage, NAME).claim()
     assert taken is not None
     taken.release()
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    import errno
+    import fcntl
+
+    from cft_ray.artifacts.lease import check_locks
+
+    check_locks(Storage(tmp_path))
+
+    def without(handle, operation):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", without)
+    with pytest.raises(UserError, match="no file locks") as raised:
+        check_locks(Storage(tmp_path))
+    assert str(tmp_path) in str(raised.value)

@@ -36,7 +36,14 @@ def test_relative_folders_become_absolute_and_travel(tmp_path, monkeypatch):
     assert pickle.loads(pickle.dumps(storage)).uri == storage.uri  # noqa: S301 -- our own bytes
 
 
-@pytest.mark.parametrize("uri", ["", "ftp://host/x", "s3://key:secret@bucket/x", "s3://bucket/x?scheme=http"])
+@pytest.mark.parametrize(
+    "uri",
+    [
+        *("", " ", "ftp://host/x", "s3://key:secret@bucket/x", "s3://bucket/x?scheme=http"),
+        *("s3:/bucket/x", "s3:bucket", "gs:/bucket", "dbfs:/x", "hdfs:/x", "anything:/x", "S3://bucket/x", "~no_such_user/x"),
+        *("s3://", "s3:///x", "gs://", "s3://bucket//x", "gs://bucket/x//y"),
+    ],
+)
 def test_bad_uris_are_refused(uri):
     with pytest.raises(UserError) as caught:
         Storage(uri)
@@ -57,3 +64,30 @@ def test_unwritable_storage_is_a_user_error(tmp_path):
 def test_a_writable_storage_is_left_empty(tmp_path):
     Storage(tmp_path).check_writable()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_with_a_colon_is_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert Storage("run:1").uri == str(tmp_path / "run:1")
+
+
+def test_a_dead_endpoint_is_one_message(monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "y")
+    with pytest.raises(UserError, match="cannot be read") as raised:
+        Storage("s3://bucket/run").list("artifacts")
+    assert raised.value.where == "s3://bucket/run" and "\n" not in raised.value.what
+
+
+@pytest.mark.parametrize("look", ["list", "read", "size", "kind"])
+def test_a_storage_that_is_not_readable_is_one_message(tmp_path, monkeypatch, look):
+    storage = Storage(tmp_path)
+
+    class Closed:
+        def __getattr__(self, name):
+            raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(storage, "filesystem", Closed())
+    with pytest.raises(UserError, match="cannot be read: Permission denied"):
+        getattr(storage, look)()

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from cft_ray.errors import UserError
-from cft_ray.metrics.show import export, exported, results_table
+from cft_ray.metrics.show import exported, results_table
 
 
 def summary(**changes) -> dict:
@@ -18,7 +18,7 @@ def summary(**changes) -> dict:
 
 def shown(rows: list[dict], width: int) -> list[str]:
     console = Console(width=width, file=io.StringIO())
-    console.print(results_table(pl.DataFrame(rows)))
+    console.print(results_table(pl.DataFrame(rows), width=width))
     return console.file.getvalue().splitlines()  # type: ignore[attr-defined]
 
 
@@ -47,19 +47,24 @@ def test_no_change_has_no_sign():
     assert "-0.000" not in "".join(shown([summary(ta_change=-0.0001)], 100))
 
 
-def test_exports_read_back(tmp_path):
+@pytest.mark.parametrize("width", [30, 36, 40, 43, 47, 60])
+def test_names_and_numbers_are_whole_in_a_narrow_terminal(width):
+    lines = shown([summary(), summary(strategy="GR_10", ta_phase2=0.7, scores_there=1)], width)
+    assert all(len(line) <= width for line in lines), lines
+    text = " ".join("".join(lines).split())
+    for word in ("none", "GR_10", "0.950", "0.450", "0.700", "-0.500", "0.100", "0.900", "+0.800", "1/4"):
+        assert word in text, (word, lines)
+    ours = [line for line in lines if "none" in line or "GR_10" in line]
+    assert len(ours) == 2
+
+
+def test_exports_read_back():
     frame = pl.DataFrame([summary(), summary(seed=1, ta_phase1=None)])
     for form, read in (("parquet", pl.read_parquet), ("csv", pl.read_csv), ("json", pl.read_json)):
-        path = tmp_path / "new" / f"results.{form}"
-        export(frame, path, form)
-        assert read(path).equals(frame)
-    assert [path.name for path in sorted((tmp_path / "new").iterdir())] == ["results.csv", "results.json", "results.parquet"]
+        assert read(io.BytesIO(exported(frame, form))).equals(frame)
     assert json.loads(exported(frame, "json"))[1]["ta_phase1"] is None
 
 
-def test_exports_that_cannot_be(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError):
-        export(pl.DataFrame([summary()]), tmp_path / "file" / "x.csv", "csv")
-    with pytest.raises(UserError):
+def test_an_unknown_format_is_named():
+    with pytest.raises(UserError, match="xlsx"):
         exported(pl.DataFrame([summary()]), "xlsx")

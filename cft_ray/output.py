@@ -1,0 +1,117 @@
+"""What a command gives: its standard output, and the file of `--output`.
+
+Standard output may be a terminal that cannot show `→`, a pipe that was closed, or a full disk; a path may be a device, a
+pipe or a link. None of them may cost the work that came before, or be replaced by a regular file.
+"""
+
+import codecs
+import contextlib
+import io
+import os
+import stat
+import sys
+from pathlib import Path
+from typing import Any
+
+from cft_ray.artifacts.storage import write_local
+from cft_ray.errors import UserError
+
+STANDARD_OUTPUT = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
+NARROWEST = 30
+"""columns below which tables are not made narrower: the terminal wraps their lines"""
+_ASCII = dict(zip(map(ord, "→–—×·…≈≤≥✗✓"), ">--x..~<>x+", strict=True))
+
+
+class _Output(io.TextIOWrapper):
+    """Standard output whose refusal is the user's to mend; a closed pipe stays a BrokenPipeError, which ends quietly."""
+
+    def write(self, text: str, /) -> int:
+        with _refused():
+            return super().write(text)
+
+    def flush(self) -> None:
+        with _refused():
+            super().flush()
+
+
+@contextlib.contextmanager
+def _refused() -> Any:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        give_up()
+        fix = "free space where it goes, or write to a file elsewhere"
+        raise UserError(f"cannot be written to: {error.strerror or error}", where="standard output", fix=fix) from None
+
+
+def prepare() -> None:
+    """Make standard output and error take every character, and turn what standard output refuses into a UserError."""
+    codecs.register_error("cft-ray", _nearest)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        encoding, buffering = sys.stdout.encoding, sys.stdout.line_buffering
+        sys.stdout = _Output(sys.stdout.detach(), encoding=encoding, errors="cft-ray", line_buffering=buffering)
+    if isinstance(sys.stderr, io.TextIOWrapper):
+        sys.stderr.reconfigure(errors="cft-ray")
+
+
+def give_up() -> None:
+    """Point standard output nowhere, so that the interpreter does not fail at its end over what is left in the buffer."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        os.close(nowhere)
+
+
+def write_bytes(data: bytes) -> None:
+    """To standard output, as they are.
+
+    Raises:
+        UserError: it cannot be written to.
+    """
+    sys.stdout.flush()
+    with _refused():
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write the file of ``--output``: a regular one whole or not at all, anything else as it comes.
+
+    Args:
+        path: ``-``: standard output; a link: what it points to; a device or a pipe: is written to. A file that is there
+            keeps its mode. The folder is made.
+        data: the whole content.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    if str(path) in STANDARD_OUTPUT:
+        write_bytes(data)
+        return
+    try:
+        if _special(path):
+            with path.open("wb") as sink:
+                sink.write(data)
+        else:
+            write_local(path.resolve(), data)
+    except OSError as error:
+        raise UserError(f"cannot be written: {error.strerror or error}", where=str(path), fix="give another path") from error
+
+
+def _special(path: Path) -> bool:
+    """Whether a path is no regular file, or names an open one (``/dev/fd/3``)."""
+    if path.absolute().parts[1:2] in (("dev",), ("proc",)):
+        return True
+    try:
+        return not stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return False
+
+
+def _nearest(error: UnicodeError) -> tuple[str, int]:
+    """A character of the same width for each that the encoding lacks, so that columns stay in line."""
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end].translate(_ASCII)
+    return "".join(character if character.isascii() else "?" for character in text), error.end
