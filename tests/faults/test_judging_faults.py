@@ -68,24 +68,85 @@ def test_what_passes_is_tried_again(serve, tmp_path):
     assert [annotations.found[number].prompt_tokens for number in (0, 3, 4, 5)] == [100, 200, 200, 200]
 
 
-def test_what_stays_malformed_or_refused_is_kept_and_counted(serve, tmp_path):
-    server = serve(script={1: ["malformed"] * 9, 2: [400]})
-    annotations, tally = judge(str(tmp_path), settings(server, tolerate=0.1, attempts=2), ITEMS)
-    assert tally.counts == {"malformed": 1, "refused": 1, "unanswered": 0}
-    assert (annotations.found[1].failure, annotations.found[1].preference) == ("malformed", None)
-    assert annotations.found[2].failure == "refused" and "planted 400" in annotations.found[2].said
-    asked = dict(server.requests)
-    assert asked[1] == 2 and asked[2] == 1
-    _, again = judge(str(tmp_path), settings(server, tolerate=0.1, attempts=2), ITEMS)
-    assert again.counts == tally.counts and dict(server.requests) == asked
+FILTER = (400, {"message": "planted: the response was filtered", "code": "content_filter"})
+LONG = (400, {"message": "This model's maximum context length is 4096 tokens. However, your prompt has 5000.", "code": 400})
+CREDIT = (400, {"type": "invalid_request_error", "message": "planted: the account's balance is too low; add funds"})
 
 
-def test_what_got_no_answer_is_asked_another_time(serve, tmp_path):
-    server = serve(script={1: [500] * 3})
-    annotations, tally = judge(str(tmp_path), settings(server, tolerate=0.1, retries=2), ITEMS)
-    assert tally.counts["unanswered"] == 1 and len(annotations.found) == ITEMS - 1
-    annotations, tally = judge(str(tmp_path), settings(server, tolerate=0.1, retries=2), ITEMS)
+@pytest.mark.parametrize("step", [FILTER, LONG, "filtered", (403, {"message": "flagged", "metadata": {"flagged_input": "x"}})])
+def test_what_depends_on_the_item_is_final(serve, tmp_path, step):
+    server = serve(script={2: [step] * 9})
+    asked = settings(server, tolerate=0.1)
+    annotations, tally = judge(str(tmp_path), asked, ITEMS)
+    assert tally.counts == {"malformed": 0, "refused": 1, "unanswered": 0}
+    assert annotations.found[2].failure == "refused" and server.requests[2] == 1
+    before = dict(server.requests)
+    _, again = judge(str(tmp_path), asked, ITEMS)
+    assert again.counts == tally.counts and dict(server.requests) == before
+
+
+def test_what_is_malformed_is_counted_and_asked_again_by_another_run(serve, tmp_path):
+    server = serve(script={1: ["malformed"] * 3})
+    asked = settings(server, tolerate=0.1, attempts=2)
+    annotations, tally = judge(str(tmp_path), asked, ITEMS)
+    assert tally.counts == {"malformed": 1, "refused": 0, "unanswered": 0}
+    assert (annotations.found[1].preference, annotations.found[1].said) == (None, "Both are fine.")
+    annotations, tally = judge(str(tmp_path), asked, ITEMS)
     assert not sum(tally.counts.values()) and server.judged == dict.fromkeys(range(ITEMS), 1)
+    assert (annotations.found[1].attempts, annotations.found[1].prompt_tokens, annotations.found[1].runs) == (4, 400, 2)
+
+
+@pytest.mark.parametrize(
+    ("step", "words"),
+    [
+        (CREDIT, "balance is too low"),
+        ((422, {"message": "planted: no such parameter"}), "no such parameter"),
+        ((402, {"message": "planted: insufficient credits"}), "insufficient credits"),
+        ((403, {"message": "planted: the key is disabled"}), "key is disabled"),
+        ((429, {"message": "planted: quota exceeded", "code": "insufficient_quota"}), "quota exceeded"),
+        ("down", "the provider is down"),
+        ("choiceless", "without text"),
+        ("null", "without text"),
+        ("empty", "without text"),
+        ("broken", "html|no JSON"),
+    ],
+)
+@pytest.mark.parametrize("tolerate", [0.0, 0.5])
+def test_a_judge_that_is_out_of_order_is_asked_again_when_it_is_mended(serve, tmp_path, monkeypatch, step, words, tolerate):
+    monkeypatch.setattr("cft_ray.evaluation.alpaca_eval.endpoint.PAUSE", 0.01)
+    server = serve()
+    judge(str(tmp_path), settings(server), 4)
+    server.always = step
+    asked = settings(server, tolerate=tolerate, retries=0)
+    with pytest.raises((StageFailed, UserError), match=words):
+        judge(str(tmp_path), asked, 6)
+    server.always = None
+    annotations, tally = judge(str(tmp_path), asked, 6)
+    assert not sum(tally.counts.values())
+    assert server.judged == dict.fromkeys(range(6), 1), "what was judged is not asked again, what was not is"
+    assert all(found.preference is not None for found in annotations.found.values())
+
+
+def test_an_item_without_an_answer_is_left_out_only_after_another_run_has_asked(serve, tmp_path):
+    server = serve(script={1: [500] * 9})
+    asked = settings(server, tolerate=0.1, retries=1)
+    with pytest.raises(StageFailed, match=r"1 of 24 items.*planted 500"):
+        judge(str(tmp_path), asked, ITEMS)
+    before = dict(server.requests)
+    annotations, tally = judge(str(tmp_path), asked, ITEMS)
+    assert tally.counts["unanswered"] == 1 and annotations.found[1].runs == 2
+    assert {number: count for number, count in server.requests.items() if number != 1} == {
+        number: count for number, count in before.items() if number != 1
+    }
+
+
+def test_what_a_server_says_of_the_key_is_not_kept(serve, tmp_path, monkeypatch):
+    monkeypatch.setenv("CFT_TEST_KEY", KEY)
+    server = serve(key=KEY, always=(400, {"message": f"planted: balance of {KEY} and of sk-abcdef123456 is too low"}))
+    with pytest.raises(StageFailed, match="balance") as raised:
+        judge(str(tmp_path), settings(server, key_env="CFT_TEST_KEY"), 3)
+    kept = "".join(path.read_text() for path in tmp_path.rglob("*.json"))
+    assert kept and not any(secret in text for secret in (KEY, "sk-abcdef") for text in (str(raised.value), kept))
 
 
 def test_too_many_failures_end_it_early_with_one_message(serve, tmp_path):

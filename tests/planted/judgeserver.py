@@ -15,6 +15,8 @@ from typing import Any
 
 KEY = "planted-secret-key"
 
+Step = int | str | tuple[int, dict[str, Any]]
+
 
 class JudgeServer:
     """Serves until `close`.
@@ -22,7 +24,10 @@ class JudgeServer:
     Args:
         wins: number of an item -> whether the model's answer is better; None: the order says it (the first).
         script: item -> what comes of its requests, one after the other, before it is judged: an HTTP status, ``hang``
-            (longer than any patience), ``malformed``, ``broken`` (no JSON), ``empty``.
+            (longer than any patience), ``malformed``, ``broken`` (no JSON), ``empty``, ``null`` (content is null),
+            ``down`` (HTTP 200 with an error in the body), ``choiceless``, ``filtered`` (stopped by a content filter), or an
+            HTTP status with the body's error.
+        always: what comes of every request instead; None: it judges.
         hold: asked before each judgement with the number of judgements given; while it is true, nothing is answered.
         key: that must be shown; None: none.
     """
@@ -30,7 +35,8 @@ class JudgeServer:
     def __init__(
         self,
         wins: Callable[[int], bool] = lambda number: number % 2 == 0,
-        script: dict[int, Sequence[int | str]] | None = None,
+        script: dict[int, Sequence[Step]] | None = None,
+        always: Step | None = None,
         hold: Callable[[int], bool] = lambda given: False,
         key: str | None = None,
         model: str = "planted",
@@ -46,6 +52,7 @@ class JudgeServer:
         self._wins, self._hold, self._key, self._model = wins, hold, key, model
         self._script = defaultdict(list, {number: list(steps) for number, steps in (script or {}).items()})
         self._lock = threading.Lock()
+        self.always = always
         self.closed = threading.Event()
         server = self
 
@@ -92,19 +99,26 @@ class JudgeServer:
             self.bodies.append(body)
             self._running += 1
             self.most = max(self.most, self._running)
-            step = self._script[number].pop(0) if self._script[number] else "judge"
+            step = self.always or (self._script[number].pop(0) if self._script[number] else "judge")
         try:
             self._answer(handler, body, number, text, step)
         finally:
             with self._lock:
                 self._running -= 1
 
-    def _answer(self, handler: BaseHTTPRequestHandler, body: dict[str, Any], number: int, text: str, step: int | str) -> None:
+    def _answer(self, handler: BaseHTTPRequestHandler, body: dict[str, Any], number: int, text: str, step: Step) -> None:
         if body["model"] != self._model:
             self._send(handler, 404, {"error": {"message": f"The model `{body['model']}` does not exist."}})
             return
         if isinstance(step, int):
             self._send(handler, step, {"error": {"message": f"planted {step}"}}, {"retry-after-ms": "20"})
+            return
+        if isinstance(step, tuple):
+            self._send(handler, step[0], {"error": step[1]})
+            return
+        if step in ("down", "choiceless"):
+            told = {"error": {"code": 502, "message": "planted: the provider is down"}} if step == "down" else {"choices": []}
+            self._send(handler, 200, told)
             return
         if step == "hang":
             self.closed.wait(30)
@@ -119,12 +133,13 @@ class JudgeServer:
         first_wins = self._wins(number) == model_first
         order = (1, 2) if first_wins else (2, 1)
         content = f"[{{'model': 'model_1', 'rank': {order[0]}}}, {{'model': 'model_2', 'rank': {order[1]}}}]"
-        content = {"malformed": "Both are fine.", "empty": ""}.get(step, content)
+        content = {"malformed": "Both are fine.", "empty": "", "null": None, "filtered": None}.get(step, content)
         if step == "broken":
             self._send(handler, 200, b"<html>")
             return
         usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
-        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": content}}
+        stopped = "content_filter" if step == "filtered" else "stop"
+        choice = {"index": 0, "finish_reason": stopped, "message": {"role": "assistant", "content": content}}
         answer = {"id": "x", "object": "chat.completion", "created": int(time.time()), "model": self._model}
         if step == "judge":  # before it is sent: a test may look as soon as it has come
             with self._lock:

@@ -26,21 +26,24 @@ class Annotation:
         number: of the item.
         digest: of what the judge was told.
         preference: 1 (the reference) to 2 (the model's answer); None: there is no judgement.
-        failure: ``malformed``: the judge said something else; ``refused``: the request was turned down for what it holds.
-        said: the judge's words, or why it refused.
+        failure: ``malformed``: the judge said something else; ``refused``: the request was turned down for what it holds;
+            ``unanswered``: there was no answer this time.
+        said: the judge's words, or why it refused, or the server's.
         prompt_tokens: that were asked, over all attempts.
         completion_tokens: that the judge gave, over all attempts.
         attempts: times that it was asked.
+        runs: that asked for it.
     """
 
     number: int
     digest: str
     preference: float | None
-    failure: Literal["malformed", "refused"] | None = None
+    failure: Literal["malformed", "refused", "unanswered"] | None = None
     said: str = ""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     attempts: int = 1
+    runs: int = 1
 
 
 class Annotations:

@@ -1,12 +1,15 @@
 """A judge behind an OpenAI-compatible endpoint.
 
 The client retries what may pass (rate limits, a server's errors, time-outs, broken connections) with exponentially growing,
-jittered pauses, or as long as the server asks for. What is left after that is one of three things: a mistake of the user's
-or a server that is not there, which ends the judging; an item that this judge cannot judge, which is kept as such; or an
-item that got no answer this time, which is asked again when the stage is run again.
+jittered pauses, or as long as the server asks for. What is left after that is one of three things: a mistake of the user's,
+an account without credit or a server that is not there, which ends the judging; an item that this judge refuses for what it
+holds (a content filter, a prompt too long for it), which is final; or an item that got no answer this time, which is asked
+again when the stage is run again. In doubt it is the last: an account, a server and their settings can be mended.
 """
 
 import os
+import re
+import time
 from typing import Any, Literal
 
 import openai
@@ -19,6 +22,17 @@ from cft_ray.grid.settings import JudgeSettings
 
 LONGEST_WORDS = 400
 """characters kept of what a judge or a server says"""
+PAUSE = 0.5
+"""seconds before an answer that holds none is asked for again; doubled each time"""
+_ABOUT_THE_ITEM = re.compile(
+    r"content[_ -]?(filter|policy|management policy)|responsible_?ai|data_?inspection_?failed|flagged|"
+    r"context_length_exceeded|string_above_max_length|maximum context length|prompt is too long",
+    re.IGNORECASE,
+)
+"""What servers say or code where the item is at fault: OpenAI, Azure, OpenRouter, DashScope, Anthropic, vLLM."""
+_ABOUT_THE_SETTINGS = re.compile(r"max_(completion_)?tokens\W+.{0,60}too large", re.IGNORECASE | re.DOTALL)
+"""vLLM names the context length here as well."""
+_KEYS = re.compile(r"(?i)\b(bearer\s+|sk-)[\w.*-]{6,}")
 
 
 class NoAnswer(Exception):
@@ -67,27 +81,37 @@ class Endpoint:
             NoAnswer: it answers with nothing but errors.
         """
         prompt_tokens = completion_tokens = 0
-        said = ""
-        failure: Literal["malformed", "refused"] = "malformed"
+        attempt, no_answer, filtered = 0, False, False
         preference: float | None = None
-        attempt = 0
-        while attempt < self._settings.attempts and preference is None and failure == "malformed":
+        said, answer = "", None
+        while attempt < self._settings.attempts:
             attempt += 1
-            try:
-                answer = self._ask(question)
-            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-                said, failure = self._words(error), "refused"
-                continue
+            if no_answer:
+                time.sleep(PAUSE * 2 ** (attempt - 2))
+            answer = self._ask(question)
+            if isinstance(answer, Refused):
+                return Annotation(
+                    question.number, question.digest, None, "refused", str(answer), prompt_tokens, completion_tokens, attempt
+                )
             choice, used = _taken_apart(answer)
             prompt_tokens += used[0]
             completion_tokens += used[1]
-            said = _said(choice)
             preference = self._annotator.preference(question, choice)
+            said = self._clean(_said(choice))
+            filtered = choice.get("finish_reason") == "content_filter"
+            no_answer = preference is None and not said and not filtered
+            if preference is not None or filtered:
+                break
+        if no_answer:
+            raise NoAnswer(self._clean(_instead(answer)))
+        failure: Literal["malformed", "refused"] | None = None
+        if preference is None:
+            failure, said = ("refused", said or "content filter") if filtered else ("malformed", said)
         return Annotation(
             number=question.number,
             digest=question.digest,
             preference=preference,
-            failure=None if preference is not None else failure,
+            failure=failure,
             said=said,
             prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,
@@ -95,12 +119,16 @@ class Endpoint:
         )
 
     def _ask(self, question: Question) -> Any:
-        """What the endpoint answers to one request, tried again as the client does; None where it is no JSON."""
+        """What the endpoint answers to one request, tried again as the client does; an answer that is no JSON as a text."""
         completions: Any = self._client.chat.completions
         try:
             return completions.create(model=self._settings.model, messages=question.messages, **self._annotator.parameters)
-        except (openai.BadRequestError, openai.UnprocessableEntityError):
-            raise
+        except (openai.BadRequestError, openai.UnprocessableEntityError, openai.PermissionDeniedError) as error:
+            if about_the_item(error):
+                return Refused(self._words(error))
+            if isinstance(error, openai.PermissionDeniedError):
+                raise self._mistake(error) from None
+            raise NoAnswer(self._words(error)) from None
         except (openai.APITimeoutError, openai.InternalServerError) as error:
             raise NoAnswer(self._words(error)) from None
         except openai.OpenAIError as error:
@@ -111,8 +139,8 @@ class Endpoint:
                 where="evaluation.judge.parameters",
                 fix="those of an OpenAI chat completion: max_tokens, temperature, seed …",
             ) from error
-        except ValueError:
-            return None
+        except ValueError as error:
+            return f"an answer that is no JSON ({error})"
 
     def _mistake(self, error: openai.OpenAIError) -> UserError:
         variable = self._settings.key_env
@@ -129,12 +157,33 @@ class Endpoint:
             reason = str(error.__cause__ or error).splitlines()[0]
             fix = "check evaluation.judge.base_url and the network of the machine that drives the stage"
             return UserError(f"the judge cannot be reached ({reason})", where=self._where, fix=fix)
+        if isinstance(error, openai.APIStatusError) and error.status_code == 402:
+            fix = "add funds and run the grid again: what is judged is kept"
+            return UserError(f"the judge's account has no credit ({self._words(error)})", where=self._where, fix=fix)
         return UserError(f"the judge cannot be asked ({self._words(error)})", where=self._where, fix="check evaluation.judge")
 
     def _words(self, error: Exception) -> str:
         """What an error says, in one line, without the key."""
-        text = " ".join(str(error).split())[:LONGEST_WORDS]
-        return text.replace(self._key, "[key]") if self._key else text
+        return self._clean(str(error))
+
+    def _clean(self, text: str) -> str:
+        """A line of bounded length without the key, whole or as servers quote it."""
+        line = " ".join(text.split())
+        if self._key:
+            line = line.replace(self._key, "[key]")
+        return _KEYS.sub("[key]", line)[:LONGEST_WORDS]
+
+
+class Refused(str):
+    """Why the judge will not judge an item whatever is mended: a content filter, a prompt that is too long for it."""
+
+    __slots__ = ()
+
+
+def about_the_item(error: openai.APIStatusError) -> bool:
+    """Whether a refusal depends on what was asked, and on nothing that the user or the server can mend."""
+    said = f"{error} {error.body!r}"
+    return bool(_ABOUT_THE_ITEM.search(said)) and not _ABOUT_THE_SETTINGS.search(said)
 
 
 def _key(settings: JudgeSettings) -> str | None:
@@ -160,7 +209,18 @@ def _taken_apart(answer: Any) -> tuple[dict[str, Any], tuple[int, int]]:
     return choice, (prompt_tokens, completion_tokens)
 
 
+def _instead(answer: Any) -> str:
+    """What a server said in place of an answer."""
+    if isinstance(answer, BaseModel):
+        whole = answer.model_dump(warnings=False)
+        error = whole.get("error")
+        if isinstance(error, dict) and error.get("message"):
+            return str(error["message"])
+        return str(error) if error else "an answer without text"
+    return str(answer) if answer else "an empty answer"
+
+
 def _said(choice: dict[str, Any]) -> str:
     message = choice.get("message")
     content = message.get("content") if isinstance(message, dict) else None
-    return content[:LONGEST_WORDS] if isinstance(content, str) else ""
+    return content if isinstance(content, str) else ""

@@ -1,17 +1,25 @@
 """All questions to a judge: several at a time, each judgement kept at once, and an end when too many fail.
 
 An interrupted judging goes on with what is not kept. What was on its way when the process died (at most
-``max_concurrency`` requests) is asked again: nothing of it had come.
+``max_concurrency`` requests) is asked again: nothing of it had come. A run asks again about every item without a judgement,
+but for those that the judge refuses for what they hold. An item that got no answer is left out of the win rate, within
+what is tolerated, only when `RUNS` runs have asked in vain: before that the stage fails, so that the next run asks.
 """
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 
 from cft_ray.errors import StageFailed
 from cft_ray.evaluation.alpaca_eval.annotations import Annotation, Annotations
 from cft_ray.evaluation.alpaca_eval.annotator import Question
 from cft_ray.evaluation.alpaca_eval.endpoint import Endpoint, NoAnswer
 from cft_ray.grid.settings import JudgeSettings
+
+RUNS = 2
+"""runs that ask in vain before an item without an answer may be left out"""
+FINAL = ("refused",)
+"""failures that another run of an endpoint's judge would meet again"""
 
 
 class Tally:
@@ -45,17 +53,26 @@ class Tally:
             )
 
 
-def taken_up(questions: Sequence[Question], annotations: Annotations, settings: JudgeSettings) -> tuple[Tally, list[Question]]:
-    """The tally of the judgements that are kept already, and the questions that have none.
+def taken_up(
+    questions: Sequence[Question], annotations: Annotations, settings: JudgeSettings, final: Sequence[str] = FINAL
+) -> tuple[Tally, list[Question]]:
+    """The tally of what is kept already and stays, and the questions that are to be asked.
+
+    Args:
+        questions: about all items.
+        annotations: where judgements are kept; read here.
+        settings: how many failures are tolerated.
+        final: failures that stay; items with another are asked again.
 
     Raises:
         StageFailed: too many items stay without judgement.
     """
     tally = Tally(settings, len(questions))
     found = annotations.read(questions)
-    for annotation in found.values():
-        tally.add(annotation.failure, annotation.said)
-    return tally, [question for question in questions if question.number not in found]
+    stay = {number for number, kept in found.items() if kept.preference is not None or kept.failure in final}
+    for number in stay:
+        tally.add(found[number].failure, found[number].said)
+    return tally, [question for question in questions if question.number not in stay]
 
 
 def judge_all(
@@ -79,11 +96,24 @@ def judge_all(
         StageFailed: too many items stay without judgement.
     """
     tally, waiting = taken_up(questions, annotations, settings)
+    earlier = annotations.found
     done = len(questions) - len(waiting)
     progress(done, len(questions))
 
     def ask(question: Question) -> Annotation:
-        annotation = endpoint.judge(question)
+        try:
+            annotation = endpoint.judge(question)
+        except NoAnswer as error:
+            annotation = Annotation(question.number, question.digest, None, "unanswered", str(error))
+        before = earlier.get(question.number)
+        if before is not None:  # what was asked in vain has cost too
+            annotation = replace(
+                annotation,
+                prompt_tokens=before.prompt_tokens + annotation.prompt_tokens,
+                completion_tokens=before.completion_tokens + annotation.completion_tokens,
+                attempts=before.attempts + annotation.attempts,
+                runs=before.runs + 1,
+            )
         annotations.keep(annotation)  # here, and not where it is collected: the sooner it lies there, the less is lost
         return annotation
 
@@ -94,12 +124,14 @@ def judge_all(
                 running.add(pool.submit(ask, waiting.pop(0)))
             ended, running = wait(running, return_when=FIRST_COMPLETED)
             for future in ended:
-                try:
-                    annotation = future.result()
-                except NoAnswer as error:
-                    tally.add("unanswered", str(error))
-                else:
-                    tally.add(annotation.failure, annotation.said)
-                    done += 1
+                annotation = future.result()
+                tally.add(annotation.failure, annotation.said)
+                done += annotation.failure != "unanswered"
             progress(done, len(questions))
+    fresh = [kept for kept in annotations.found.values() if kept.failure == "unanswered" and kept.runs < RUNS]
+    if fresh:
+        raise StageFailed(
+            f"the judge gave no answer this time about {len(fresh)} of {len(questions)} items (last: {fresh[-1].said!r}). "
+            "What is judged is kept: run the grid again, and only these are asked."
+        )
     return tally

@@ -52,7 +52,7 @@ def judge_locally(
         UserError: the judge cannot be loaded; a request parameter that vLLM does not know.
         StageFailed: too many items stay without judgement.
     """
-    tally, waiting = taken_up(questions, annotations, settings)
+    tally, waiting = taken_up(questions, annotations, settings, final=("refused", "malformed"))
     progress(len(questions) - len(waiting), len(questions))
     if not waiting:
         return tally
