@@ -16,8 +16,8 @@ from cft_ray.data.toy_tasks import LANGUAGES, Family, Task, tasks
 from cft_ray.errors import UserError
 
 LETTERS = "abcdefghijkl"
-"""Items are of one length (words of four letters, one number of three digits or two of two), and letters are few: a model
-of half a million parameters then learns to copy and turn them within some hundred steps."""
+"""Items are of one length (words of three letters, one number of three digits or two of two), and letters are few: a model
+of half a million parameters then learns to copy and turn them within some hundred steps, under every seed."""
 SYSTEMS: dict[str, tuple[str, ...]] = {
     "en": ("Be brief.", "Think, then answer."),
     "de": ("Sei kurz.", "Denk nach, dann antworte."),
@@ -128,12 +128,12 @@ def _item(task: Task, wanted: bool, *key: object, asked: Collection[tuple[str, s
     for attempt in range(1000):
         draws = _Draws(*key, attempt)
         if task.family == "letters":
-            item = "".join(LETTERS[draws.below(len(LETTERS))] for _ in range(4))
+            item = "".join(LETTERS[draws.below(len(LETTERS))] for _ in range(3))
         elif task.operands == 1:
-            item = str(100 + draws.below(899))
+            item = f"{10 + draws.below(90)}{draws.below(9)}"  # without 9 at the end: the next number changes one digit
         else:
             first, second = 10 + draws.below(90), 10 + draws.below(89)
-            item = f"{first} {second + (second >= first)}"  # never equal: of two equal numbers none is larger
+            item = f"{first} {second + (second >= first)}"  # never equal: swapping would do nothing
         if held_out(item) == wanted and (task.name, item) not in asked:
             return item
     raise UserError(f"the task {task.name!r} has too few items", where="datasets", fix="ask for fewer rows")
@@ -159,13 +159,13 @@ def _question(name: str, toy: ToyDataset, language: str, number: int, seed: int,
 
 
 def _text(name: str, toy: ToyDataset, language: str, number: int, seed: int) -> dict[str, str]:
-    """A sentence, or a fact ``item mark`` → answer in a notation without words."""
+    """A sentence (one in twenty, as it has ten times a fact's letters), or a fact ``mark: item`` → answer, without words."""
     draws = _Draws(seed, name, language, number)
     row = {"id": "sentence", "system": "", "instruction": "", "input": "", "output": ""}
-    if draws.below(5) == 0:
+    if draws.below(20) == 0:
         return row | {"output": " ".join(part[draws.below(len(part))] for part in SENTENCES[language]) + "."}
     choices = [task for family in toy.families for task in tasks(family)]
     task = choices[draws.below(len(choices))]
     item = _item(task, False, seed, name, language, number)
     # As question and answer, so that no loss is taken on items: they are random, and nothing can be learned from them.
-    return row | {"id": task.name, "instruction": f"{item} {task.mark}", "output": task.answer(item)}
+    return row | {"id": task.name, "instruction": task.mark, "input": item, "output": task.answer(item)}

@@ -36,10 +36,6 @@ class Task:
     polite: str
 
 
-def _numbers(item: str) -> list[int]:
-    return [int(part) for part in item.split()]
-
-
 TASKS: tuple[Task, ...] = (
     Task(
         "reverse",
@@ -111,22 +107,27 @@ TASKS: tuple[Task, ...] = (
         "Please count one further",
     ),
     Task(
-        "larger",
-        ">",
-        "numbers",
-        2,
-        lambda item: str(max(_numbers(item))),
-        {"en": "Give the larger number", "de": "Nenne die größere Zahl", "es": "Da el número mayor", "sw": "Taja namba kubwa"},
-        "Which one is more?",
-    ),
-    Task(
-        "smaller",
+        "left",
         "<",
         "numbers",
         2,
-        lambda item: str(min(_numbers(item))),
-        {"en": "Give the smaller number", "de": "Nenne die kleinere Zahl", "es": "Da el número menor", "sw": "Taja namba ndogo"},
-        "Which one is less?",
+        lambda item: item.split()[0],
+        {
+            "en": "Give the left number",
+            "de": "Nenne die linke Zahl",
+            "es": "Da el número izquierdo",
+            "sw": "Taja namba ya kushoto",
+        },
+        "What stands in front?",
+    ),
+    Task(
+        "right",
+        ">",
+        "numbers",
+        2,
+        lambda item: item.split()[1],
+        {"en": "Give the right number", "de": "Nenne die rechte Zahl", "es": "Da el número derecho", "sw": "Taja namba ya kulia"},
+        "What stands behind?",
     ),
     Task(
         "swap",

@@ -21,8 +21,8 @@ CHECKS = {
     r"first|begin|ersten|primera|kwanza": lambda item: item[:1],
     r"last|end\?|letzten|última|mwisho": lambda item: item[-1:],
     r"next|further|nächste|siguiente|inayofuata": lambda item: f"{int(item) - -1}",
-    r"larger|more|größere|mayor$|namba kubwa": lambda item: max(item.split(), key=int),
-    r"smaller|less|kleinere|menor|ndogo": lambda item: min(item.split(), key=int),
+    r"left|in front|linke|izquierdo|kushoto": lambda item: item[:2],
+    r"right|behind|rechte|derecho|kulia": lambda item: item[3:],
     r"Swap|exchange|Tausche|Intercambia|Badilisha": lambda item: re.sub(r"(\d+) (\d+)", r"\2 \1", item),
     r"Join|together|Verbinde|Une|Unganisha": lambda item: str(int(item.split()[0]) * 100 + int(item.split()[1])),
 }
@@ -50,15 +50,14 @@ def test_every_answer_is_right(name: str) -> None:
 
 
 def test_the_mixtures_facts_are_right_in_a_notation_without_words() -> None:
-    tasks = dict(zip("~^*()+><%&", CHECKS.values(), strict=True))
+    tasks = dict(zip("~^*()+<>%&", CHECKS.values(), strict=True))
     marks = set()
     for row in rows("mixture", 300):
         if row["id"].startswith("sentence"):
             assert row["instruction"] == row["input"] == ""
             continue
-        item, _, mark = row["instruction"].rpartition(" ")
-        marks.add(mark)
-        assert tasks[mark](item) == row["output"], row
+        marks.add(row["instruction"])
+        assert tasks[row["instruction"]](row["input"]) == row["output"], row
     assert marks == set(tasks)
 
 
@@ -75,7 +74,6 @@ def test_no_evaluation_item_is_trained_on() -> None:
         return " ".join(sorted(item.split())) if item[0].isdigit() else "".join(sorted(item))
 
     trained = {parts(row["input"]) for name in TOY if not TOY[name].held_out for row in rows(name, 3000) if row["input"]}
-    trained |= {parts(row["instruction"].rpartition(" ")[0]) for row in rows("mixture") if row["instruction"]}
     asked = {parts(row["input"]) for name in TOY if TOY[name].held_out for row in rows(name)}
     assert len(asked) > 250
     assert not trained & asked
@@ -163,4 +161,4 @@ def test_languages_word_their_tasks_differently() -> None:
         assert all(not left & right for left, right in pairwise(wordings))
 
 
-DIGEST = "5d3c94377d611e6f510d383aec2657175ad0ea9233c38888c9d64fd2b6ff6951"
+DIGEST = "2cf28878031f2726e26de9b8b3a1a430704f0ea35a62287ff1c9d3482792ffa3"
