@@ -8,7 +8,7 @@ from cft_ray.grid.benchmarks import BENCHMARKS
 from cft_ray.grid.choices import chosen_benchmarks
 from cft_ray.grid.problems import nearest
 from cft_ray.grid.schema import Grid
-from cft_ray.grid.sections import CheckpointSource, Filter
+from cft_ray.grid.sections import CheckpointSource, Filter, StageResources
 
 
 def check_references(grid: Grid) -> None:
@@ -127,13 +127,22 @@ def _check_judge(grid: Grid) -> None:
 
 def _check_resources(grid: Grid) -> None:
     most = grid.cluster.max_devices
-    for kind, resources in grid.resources.items():
+    asked: list[tuple[str, StageResources, tuple[str, ...]]] = [
+        (f"a {kind} stage", resources, ("resources", kind)) for kind, resources in grid.resources.items()
+    ]
+    for model, checkpoints in grid.models.items():
+        for name, source in checkpoints.items():
+            if source.train is not None and source.train.resources is not None:
+                asked.append(
+                    (f"the training of {model} {name}", source.train.resources, ("models", model, name, "train", "resources"))
+                )
+    for who, resources, path in asked:
         need = resources.workers * resources.gpus
         if most is not None and need > most:
             raise UserError(
-                f"a {kind} stage asks for {need:g} devices ({resources.workers} workers of {resources.gpus:g}), "
+                f"{who} asks for {need:g} devices ({resources.workers} workers of {resources.gpus:g}), "
                 f"but the cluster has at most {most}",
-                where=grid.source.where(("resources", kind)),
+                where=grid.source.where(path),
                 fix=f"ask for at most {most}, or raise cluster.max_devices",
             )
 

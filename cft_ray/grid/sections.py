@@ -76,11 +76,20 @@ class Storage(Settings):
     uri: str = Field(min_length=1, description="a folder, `s3://…` or `gs://…`; environment variables hold the credentials")
 
 
+class StageResources(Settings):
+    """What a stage is given; decides no result."""
+
+    workers: int = Field(default=1, gt=0, description="processes; a training's batch is split over them")
+    cpus: float = Field(default=1.0, gt=0, description="CPUs of each worker")
+    gpus: float = Field(default=0.0, ge=0, description="GPUs of each worker")
+
+
 class CheckpointTraining(Settings):
     """How a checkpoint of a model is made."""
 
     data: str = Field(description="a name among `datasets`")
     training: PlainTrainingOverrides = Field(default_factory=dict, description="changes to the grid's `training`; not swept")
+    resources: StageResources | None = Field(default=None, description="of this training; none: `resources.finetune`")
 
 
 class CheckpointSource(Settings):
@@ -279,14 +288,6 @@ class Evaluation(Settings):
         "ifeval needs; none, or not there: where nltk looks (NLTK_DATA), and its download",
     )
     engine: EngineSettings = Field(default=EngineSettings(), description="batch and memory of the engine")
-
-
-class StageResources(Settings):
-    """What a kind of stage is given; decides no result."""
-
-    workers: int = Field(default=1, gt=0, description="processes; a training's batch is split over them")
-    cpus: float = Field(default=1.0, gt=0, description="CPUs of each worker")
-    gpus: float = Field(default=0.0, ge=0, description="GPUs of each worker")
 
 
 class Cluster(Settings):

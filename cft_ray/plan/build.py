@@ -173,10 +173,26 @@ class _Builder:
             dataset = self.grid.datasets[source.train.data]
             template = dataset.template or source.template or self.grid.template
             training = variant.given[name]
-            stage = self._finetune(training, template, start, source.scratch, self._dataset(source.train.data), label)
+            resources = self._training_resources(variant.model, name, training.batch_size)
+            data = self._dataset(source.train.data)
+            stage = self._finetune(training, template, start, source.scratch, data, label, resources=resources)
             model = Model(ModelSource(stage=stage), template, label)
         self.given[key] = model
         return model
+
+    def _training_resources(self, model: str, name: str, batch: int) -> Resources | None:
+        """What the grid gives the training of a checkpoint for itself."""
+        train = self.grid.models[model][name].train
+        if train is None or train.resources is None:
+            return None
+        given = train.resources
+        if batch % given.workers:
+            raise UserError(
+                f"a batch of {batch} cannot be split evenly over {given.workers} workers",
+                where=self.grid.source.where(("models", model, name, "train", "resources")),
+                fix="a number of workers that divides it",
+            )
+        return Resources(given.workers, given.cpus, given.gpus)
 
     def _tuned(self, variant: Variant, seed: int, base: Model, name: str) -> Model:
         """The base tuned on a data set, as in Phase 1; or the checkpoint of that name, which is tuned already."""
@@ -272,6 +288,7 @@ class _Builder:
         seed: int = 0,
         strategy: StrategyRef | None = None,
         more: Mapping[str, Stage] | None = None,
+        resources: Resources | None = None,
     ) -> Stage:
         inputs = {"data": data.fingerprint}
         checkpoints: dict[str, Checkpoint] = {}
@@ -285,7 +302,7 @@ class _Builder:
             self.specs[key] = FinetuneSpec(
                 checkpoints=checkpoints, scratch=scratch, template=template, training=training, strategy=strategy, seed=seed
             )
-        return self._add(self.specs[key], inputs, label)
+        return self._add(self.specs[key], inputs, label, resources)
 
     def _scored(self, role: str, model: Model) -> dict[str, str]:
         """Score role -> fingerprint of the evaluation of one model."""

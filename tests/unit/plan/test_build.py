@@ -254,6 +254,19 @@ def test_resources_reach_stages_and_change_no_fingerprint():
     assert other.stages[stage(other, "GR_10").inputs["replay"]].resources.gpus == 2
 
 
+def test_a_checkpoints_training_may_have_resources_of_its_own():
+    plain, two = planned(), planned("models.a.base.train.resources={workers: 2, cpus: 3}")
+    assert plain.stages.keys() == two.stages.keys()
+    workers = {
+        (each.label, each.resources.workers, each.resources.cpus) for each in two.stages.values() if each.kind == "finetune"
+    }
+    assert {each for each in workers if each[1:] != (1, 1)} == {("a base", 2, 3)}
+    with pytest.raises(UserError, match="split evenly over 3 workers"):
+        planned("models.a.base.train.resources={workers: 3}")
+    with pytest.raises(UserError, match="a base asks for 4 devices"):
+        planned("models.a.base.train.resources={workers: 4, gpus: 1}", "cluster.max_devices=2")
+
+
 def test_data_set_that_is_to_be_supplied_plans_but_does_not_run(repository, tmp_path):
     path = repository / "grids/full.yaml"
     grid = load_grid(path)
