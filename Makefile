@@ -1,14 +1,17 @@
 # Every target does all the set-up that it needs in a fresh checkout: a virtual environment in .venv from the full pins of
-# requirements/cpu.lock, renewed when the pins or pyproject.toml change. On a machine with GPUs: `make demo DEVICE=gpu`.
+# requirements/cpu.lock, renewed when the pins or what pyproject.toml says of the package change. On a machine with GPUs: `make demo DEVICE=gpu`.
 
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# Of the virtual environment; none: requirements/python.sh finds one.
+PYTHON ?=
 DEVICE ?= cpu
 # PyTorch's CPU build is not on the package index; this is where PyTorch publishes it.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 BIN := .venv/bin
 LOCK := requirements/$(DEVICE).lock
-READY := .venv/.ready-$(DEVICE)
+# By content, not by time: a `git pull` that changes no pin renews nothing. Settings of tools stand at pyproject.toml's end.
+STATE := $(shell (cat $(LOCK); sed '/^\[tool\.ruff\]/,$$d' pyproject.toml) | sha256sum | cut -c1-16)
+READY := .venv/.ready-$(DEVICE)-$(STATE)
 # uv does not read pip's settings; where pip is told to look in a folder of wheels, uv shall too.
 export UV_FIND_LINKS ?= $(or $(PIP_FIND_LINKS),$(TORCH_INDEX)/torch/)
 
@@ -22,11 +25,13 @@ setup: $(READY)  ## only the set-up
 # torch comes first and by pip, which knows the extra index; uv then finds it installed and needs a tenth of pip's time for
 # the rest. --retries 0: a machine that cannot reach the extra index must not wait for it. Bytecode is compiled here and not
 # by the first run: Ray gives its processes 30 s to start, and several of them would compile the same files meanwhile.
-$(READY): $(LOCK) pyproject.toml
-	rm -f .venv/.ready-*
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+$(READY):
+	@rm -f .venv/.ready-*
+	@test -x $(BIN)/python || { python=$$(sh requirements/python.sh $(PYTHON)) && "$$python" -m venv --clear .venv; }
 	$(BIN)/python -m pip install --quiet --no-deps $$(grep '^uv==' requirements/cpu.lock)
-	$(BIN)/python -m pip install --quiet --retries 0 --no-deps $$(grep '^torch==' $(LOCK)) --extra-index-url $(TORCH_INDEX)
+	$(BIN)/python -m pip install --quiet --retries 0 --no-deps $$(grep '^torch==' $(LOCK)) --extra-index-url $(TORCH_INDEX) || { \
+		echo "cft-ray: there is no $$(grep '^torch==' $(LOCK)) for $$($(BIN)/python -V) on the package index or at $(TORCH_INDEX)." >&2; \
+		echo "  fix: let this machine reach one of them, or take another Python: rm -r .venv; make PYTHON=python3.11" >&2; exit 1; }
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --compile-bytecode -r $(LOCK)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
 	touch $@

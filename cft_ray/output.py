@@ -13,7 +13,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cft_ray.artifacts.storage import write_local
 from cft_ray.errors import UserError
 
 STANDARD_OUTPUT = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
@@ -95,6 +94,8 @@ def write_file(path: Path, data: bytes) -> None:
             with path.open("wb") as sink:
                 sink.write(data)
         else:
+            from cft_ray.artifacts.storage import write_local  # pyarrow: slow to import, and most commands write no file
+
             write_local(path.resolve(), data)
     except OSError as error:
         raise UserError(f"cannot be written: {error.strerror or error}", where=str(path), fix="give another path") from error

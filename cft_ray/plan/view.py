@@ -3,6 +3,7 @@
 `cft_ray.plan.show` prints it; ``--json`` is `as_json`. Reading the storage changes nothing in it.
 """
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -13,7 +14,7 @@ from cft_ray.grid.cells import cells
 from cft_ray.grid.schema import Grid
 from cft_ray.plan import context
 from cft_ray.plan.build import unresolved
-from cft_ray.plan.digest import is_uri, local_path
+from cft_ray.plan.digest import local_path
 from cft_ray.plan.estimate import Estimate, estimate_plan, too_large
 from cft_ray.plan.insight import notes
 from cft_ray.plan.specs import SPECS
@@ -107,8 +108,10 @@ def view(plan: Plan, grid: Grid, artifacts: Iterable[Artifact] | None = None) ->
 def stored(grid: Grid) -> Iterable[Artifact]:
     """The manifests in the grid's storage; none where there is no such folder yet."""
     uri = grid.storage.uri
-    if not is_uri(uri) and not (local_path(uri) / "artifacts").is_dir():
-        return ()
+    if ":" not in uri and not uri.startswith("~") and uri.strip():  # what else is a folder, `Storage` knows
+        with contextlib.suppress(PermissionError):  # which it puts into words
+            if not (local_path(uri) / "artifacts").is_dir():
+                return ()
     from cft_ray.artifacts.storage import Storage  # pyarrow: slow to import, and a first plan does not need it
     from cft_ray.artifacts.store import ArtifactStore
 
