@@ -17,10 +17,10 @@ DEAD = {"AWS_ENDPOINT_URL": "http://127.0.0.1:1", "AWS_ACCESS_KEY_ID": "x", "AWS
 CODE = "from cft_ray.cli import main; main()"
 
 
-def cft_ray(*arguments: str, cwd: Path, prefix: tuple[str, ...] = (), **changes: str) -> subprocess.CompletedProcess[str]:
+def cft_ray(*arguments: str, cwd: Path, **changes: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment |= {"CFT_RAY_CACHE": str(cwd / "cache"), "PYTHONPATH": str(ROOT), **changes}
-    command = [*prefix, sys.executable, "-c", CODE, *arguments]
+    command = [sys.executable, "-c", CODE, *arguments]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
 
