@@ -20,11 +20,6 @@ class Resources:
     gpus: float = 0.0
     """GPUs per worker"""
 
-    @property
-    def total(self) -> dict[str, float]:
-        """Ray resources of all workers together, e.g. ``{"CPU": 2.0, "GPU": 8.0}``."""
-        return {"CPU": self.workers * self.cpus, "GPU": self.workers * self.gpus}
-
 
 @dataclass(frozen=True)
 class Stage:

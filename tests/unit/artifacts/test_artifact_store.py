@@ -10,6 +10,7 @@ from pyarrow import parquet as pq
 from cft_ray.artifacts.manifest import MANIFEST, BadManifest, decode
 from cft_ray.artifacts.storage import Storage
 from cft_ray.artifacts.store import ArtifactStore, CorruptArtifact
+from cft_ray.errors import UserError
 from cft_ray.plan.specs import DatasetSpec
 from cft_ray.plan.stage import Stage
 
@@ -142,3 +143,26 @@ def test_foreign_folders_are_not_artifacts(store):
     store.storage.write("artifacts", "Not A Kind", "x", MANIFEST, data=b"{}")
     store.storage.write("artifacts", STAGE.kind, "not-a-fingerprint", MANIFEST, data=b"{}")
     assert list(store.manifests()) == []
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_rename_that_is_refused_loses_no_output(store, monkeypatch, there):
+    """Without an artifact the finished output stays and the error is told; with one, of another run, it is ours to drop."""
+    folder = store.stage_folder(*NAME, 2)
+    (folder / "data.txt").write_text("hours of work")
+    refused = OSError("refused")
+
+    def rename(self, target):
+        if there:
+            monkeypatch.undo()
+            publish(store, "another run's")
+        raise refused
+
+    monkeypatch.setattr(type(folder), "rename", rename)
+    if there:
+        store.publish(STAGE, folder, outputs={}, attempt=2, seconds=1.0, versions={})
+        assert not folder.exists() and (store.fetch(*NAME) / "deep" / "data.txt").read_text() == "another run's"
+    else:
+        with pytest.raises(UserError, match="refused"):
+            store.publish(STAGE, folder, outputs={}, attempt=2, seconds=1.0, versions={})
+        assert (folder / "data.txt").read_text() == "hours of work"

@@ -1,9 +1,12 @@
 """Leases between processes, with dead and silent holders."""
 
+import contextlib
 import json
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -148,3 +151,36 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="no file locks") as raised:
         check_locks(Storage(tmp_path))
     assert str(tmp_path) in str(raised.value)
+
+
+def test_of_two_claims_at_once_one_waits_for_the_other(storage, monkeypatch):
+    """Both are inside the claim together: the second reads only when the first has written, which the lock sees to."""
+    together, real = threading.Barrier(2), lease._read
+
+    def read(*arguments):
+        found = real(*arguments)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            together.wait(0.5)  # without the lock both have read a free lease here
+        return found
+
+    monkeypatch.setattr(lease, "_read", read)
+    with ThreadPoolExecutor(2) as pool:
+        claims = [pool.submit(Observer(storage, NAME).claim) for _ in range(2)]
+        held = [claim.result() for claim in claims]
+    monkeypatch.undo()
+    assert sum(one is not None for one in held) == 1
+    for one in held:
+        if one is not None:
+            one.release()
+
+
+def test_a_holder_that_was_taken_over_stops_beating(storage, monkeypatch):
+    monkeypatch.setattr(lease, "BEAT", 0.02)
+    held = Observer(storage, NAME).claim()
+    assert held is not None
+    plant(storage, beat=7)
+    time.sleep(0.3)
+    seen = holder(storage, NAME)
+    assert seen is not None and (seen.holder, seen.beat) == ("someone", 7)
+    held._thread.join(1)
+    assert not held._thread.is_alive()

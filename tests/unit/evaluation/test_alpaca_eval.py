@@ -317,3 +317,9 @@ def test_rows_and_what_the_judging_took():
     assert taken["judge_price"] == pytest.approx((1500 * 2 + 50 * 10) / 1e6)
     with pytest.raises(UserError, match="f1"):
         evaluation_of(spec.model_copy(update={"metric": "f1"}), items, answers, preferences, metrics)
+
+
+def test_without_any_judgement_there_is_no_number():
+    """Null, which every reader takes for absent; NaN would count as a value that is there."""
+    found = win_rates(items_of(8), ["a" * number for number in range(8)], {}, None)
+    assert found and all(metric.value is None and metric.stderr is None for metric in found.values())

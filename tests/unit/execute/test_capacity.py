@@ -52,3 +52,17 @@ def test_the_autoscaler_counts():
     assert cluster_capacity([head, worker], [(head, 1), (worker, 4)]).total == grown.total
     assert cluster_capacity([head], []).total == {"CPU": 2.0, "GPU": 0.0}
     assert cluster_capacity([head], [(worker, -1)]).holds([Resources(workers=1000, cpus=8, gpus=1)])
+
+
+def test_partly_filled_nodes_among_several_alike():
+    """Three nodes of two CPUs: three single workers may share two of them, three more fill all, a seventh has no place."""
+    capacity = Capacity((Nodes(cpus=2, count=3),))
+    three = Resources(workers=3, cpus=1)
+    assert capacity.holds([three]) and capacity.holds([three, three])
+    assert not capacity.holds([three, three, Resources(cpus=1)])
+    # What is left of a node is its own: two nodes of three CPUs, four workers of one, then one of two CPUs, not of three.
+    pair = Capacity((Nodes(cpus=3, count=2),))
+    assert pair.holds([Resources(cpus=2), Resources(workers=4, cpus=1)])
+    assert not pair.holds([Resources(cpus=2), Resources(workers=5, cpus=1)])
+    assert pair.holds([Resources(workers=2, cpus=2), Resources(workers=2, cpus=1)])
+    assert not pair.holds([Resources(workers=3, cpus=2)])

@@ -288,3 +288,18 @@ def test_a_cycle_is_refused():
     looped = Stage(a.spec, {"role": "f" * 64}, label="loop")
     with pytest.raises(AssertionError, match="cycle"):
         Schedule({"f" * 64: looped}, (), ONE)
+
+
+def test_a_failure_leaves_finished_and_cached_descendants_as_they_are():
+    source = stage("source")
+    cached, waiting, ended = stage("cached", source), stage("waiting", source), stage("ended", source)
+    below = stage("below", cached)
+    schedule = Schedule(graph(source, cached, waiting, ended, below), {cached.fingerprint}, TWO)
+    assert {schedule.next(), schedule.next()} == {source.fingerprint, below.fingerprint}
+    schedule.finish(below.fingerprint, None)
+    schedule.states[ended.fingerprint] = State.DONE  # of another run, while this one went on
+    schedule.finish(source.fingerprint, "planted")
+    states = {schedule.stages[key].label: state for key, state in schedule.states.items()}
+    assert states["source"] == State.FAILED and states["waiting"] == State.SKIPPED
+    assert states["cached"] == State.CACHED and states["ended"] == State.DONE and states["below"] == State.DONE
+    assert set(schedule.errors) == {source.fingerprint, waiting.fingerprint}

@@ -141,3 +141,14 @@ def test_every_field_is_described():
 
     allowed = {"ScratchModel", "TrainingSettings", "ReplaySampling", "GenerationSettings"}  # named by themselves
     assert [name for name in undescribed(json_schema()) if name.partition(".")[0] not in allowed] == []
+
+
+def test_a_sweep_that_only_the_bases_own_training_obeys_makes_cells():
+    base = "models={a: {base: {scratch: {}, train: {data: en, training: {steps: 3}}}}}"
+    fixed = "training={learning_rate: [1e-6, 1e-5], phase1: {learning_rate: 1e-4}, phase2: {learning_rate: 1e-3}}"
+    cells = found(base, fixed, "seeds=[0]", "strategies=[none]")
+    assert [cell.variant.given["base"].learning_rate for cell in cells] == [1e-6, 1e-5]
+    assert [cell.variant.phase2.learning_rate for cell in cells] == [1e-3, 1e-3]
+    # Where its training fixes the rate as well, nobody obeys the sweep: one cell.
+    own = "models={a: {base: {scratch: {}, train: {data: en, training: {steps: 3, learning_rate: 1e-2}}}}}"
+    assert [cell.variant.given["base"].learning_rate for cell in found(own, fixed, "seeds=[0]", "strategies=[none]")] == [1e-2]

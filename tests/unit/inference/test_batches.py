@@ -1,12 +1,13 @@
 """Batches of rows by length."""
 
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from cft_ray.inference.batches import by_length, padded, taken
 
 
+@settings(deadline=None)
 @given(some.lists(some.integers(1, 50), max_size=40), some.integers(1, 120))
 def test_every_row_once_and_no_batch_over_its_tokens(lengths, tokens):
     batches = by_length(lengths, tokens)

@@ -287,3 +287,78 @@ def test_mpd_is_scaled_within_its_comparison(tmp_path: Path) -> None:
     assert rows["insight:drift:datasets"]["comparison"] == rows["insight:drift:datasets:a,c"]["comparison"] == "datasets"
     found = rows["insight:drift:datasets"]
     assert (found["mpd"], found["rms"], found["l2"], found["left"], found["right"]) == (1.0, 0.1, 10.0, "l", "r")
+
+
+def two_plans(folder: Path, one: PlannedCell, other: PlannedCell) -> None:
+    for grid, planned in (("grid", one), ("other", other)):
+        plan = Plan(grid, {}, (planned,))
+        key = cells_key(plan)
+        put(folder, "cells", cell_rows(plan), key["fingerprint"], key["attempt"])
+
+
+def drifted(folder: Path, name: str, mpd: float) -> str:
+    put(folder, "similarity", [{"measure": "mpd", "left": "l", "right": "r", "value": mpd}], name)
+    done(folder, name)
+    return name
+
+
+def test_only_the_shown_metric_counts(tmp_path: Path) -> None:
+    """A second metric of the same evaluation neither makes rows nor enters a mean."""
+    stage = evaluated(tmp_path, "s", score(0.9, shown=False), score(0.2), score(0.7, "de", shown=False), score(0.4, "de"))
+    plan_cells(tmp_path, cell(phase2__TA__b=stage))
+    found = cft_ray.open(tmp_path)
+    rows = [(row["metric"], row["language"], row["phase2_score"]) for row in found.results().collect().to_dicts()]
+    assert sorted(rows) == [("acc", "de", 0.4), ("acc", "en", 0.2), ("acc", "mean", pytest.approx(0.3))]
+    (row,) = found.summary().collect().to_dicts()
+    assert row["ta_phase2"] == pytest.approx(0.3)
+
+
+def test_a_filter_on_a_frame_is_obeyed(tmp_path: Path) -> None:
+    """polars hands it down to the reader."""
+    for fingerprint in ("a", "b"):
+        put(tmp_path, "steps", [{"step": step, "loss": 1.0} for step in range(3)], fingerprint)
+    steps = cft_ray.open(tmp_path)._table("steps")
+    assert steps.filter(pl.col("fingerprint") == "a").collect()["fingerprint"].to_list() == ["a"] * 3
+    assert cft_ray.open(tmp_path).steps().filter(pl.col("fingerprint") == "b").collect().height == 3
+    assert steps.filter(pl.col("step") == 1).select("fingerprint").collect()["fingerprint"].sort().to_list() == ["a", "b"]
+
+
+def test_two_grids_with_equal_cell_names_stay_apart(tmp_path: Path) -> None:
+    low = evaluated(tmp_path, "low", score(0.1))
+    high = evaluated(tmp_path, "high", score(0.9))
+    roles = {"phase2__TA__b": low}, {"phase2__TA__b": high, "phase1__TA__b": low}
+    two_plans(tmp_path, *(cell(**each) for each in roles))
+    found = cft_ray.open(tmp_path)
+    assert found.cells().collect().height == 3
+    means = found.results().filter(pl.col("language") == "mean").collect().to_dicts()
+    assert {row["grid"]: row["phase2_score"] for row in means} == {"grid": 0.1, "other": 0.9} and len(means) == 2
+    summary = {row["grid"]: row for row in found.summary().collect().to_dicts()}
+    assert len(summary) == found.summary().collect().height == 2
+    assert {grid: (row["scores_due"], row["scores_there"]) for grid, row in summary.items()} == {"grid": (1, 1), "other": (2, 2)}
+
+
+def test_mpd_is_scaled_by_the_largest_of_its_own_grid_and_model(tmp_path: Path) -> None:
+    role = "insight__drift__base-phase1"
+    small, large = drifted(tmp_path, "small", 0.05), drifted(tmp_path, "large", 8.0)
+    middle = drifted(tmp_path, "middle", 0.2)
+    two_plans(tmp_path, cell(**{role: small}), cell(**{role: large}))
+    rows = {row["grid"]: row["mpd_scaled"] for row in cft_ray.open(tmp_path).mpd().collect().to_dicts()}
+    assert rows == {"grid": 1.0, "other": 1.0}
+    named = {model: f"{model}/a→b/none/0" for model in ("m", "n")}
+    cells = [PlannedCell(named[model], model, "a", "b", "none", 0, {}, {role.replace("__", ":"): stage})
+             for model, stage in (("m", small), ("n", middle))]  # fmt: skip
+    plan_cells(tmp_path / "models", *cells)
+    for name, mpd in (("small", 0.05), ("middle", 0.2)):
+        drifted(tmp_path / "models", name, mpd)
+    models = cft_ray.open(tmp_path / "models").mpd().collect().to_dicts()
+    assert {row["model"]: row["mpd_scaled"] for row in models} == {"m": 1.0, "n": 1.0}
+
+
+def test_mpd_below_one_is_scaled_as_well(tmp_path: Path) -> None:
+    roles = {
+        "insight__drift__datasets": drifted(tmp_path, "x", 0.2),
+        "insight__drift__datasets__a,c": drifted(tmp_path, "y", 0.05),
+    }
+    plan_cells(tmp_path, cell(**roles))
+    rows = sorted(row["mpd_scaled"] for row in cft_ray.open(tmp_path).mpd().collect().to_dicts())
+    assert rows == pytest.approx([0.25, 1.0])

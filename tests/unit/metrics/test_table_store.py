@@ -132,11 +132,15 @@ def test_two_writers_on_one_folder(tmp_path):
 
 def test_levels_keep_the_files_few(tmp_path, monkeypatch):
     monkeypatch.setattr(store_module, "FAN_IN", 4)
-    store = TableStore(Storage(tmp_path), "steps")
+    store, merged = TableStore(Storage(tmp_path), "steps"), 0
     for number in range(70):
         store.commit([steps("f", 1, number, 1)])
+        files = len(list((tmp_path / "tables" / "steps").iterdir()))
         store.merge_levels()
-        assert len(list((tmp_path / "tables" / "steps").iterdir())) <= 4 * 3
+        there = len(list((tmp_path / "tables" / "steps").iterdir()))
+        assert there <= 4 * 3 and there <= files
+        merged += files - there >= 3
+    assert merged >= 70 // 4, "every fourth commit makes one file of four"
     assert sorted(on_disk(tmp_path)) == expected(("f", 1, 0, 70))
 
 
@@ -251,3 +255,17 @@ def test_files_whose_unknown_columns_disagree_are_left_as_they_are(tmp_path):
     TableStore(storage, "steps").compact()
     assert len(list((tmp_path / "tables" / "steps").iterdir())) == 2
     assert read(tmp_path) == expected(("f", 1, 0, 4))
+
+
+def test_a_file_that_a_compaction_removed_meanwhile_costs_no_row(tmp_path, monkeypatch):
+    """It is in the listing and gone when it is read: the listing is made anew, and its rows are in the merged file."""
+    monkeypatch.setattr(store_module.time, "sleep", lambda _: None)
+    storage = Storage(tmp_path)
+    for number in range(3):
+        TableStore(storage, "steps").commit([steps("f", 1, 2 * number, 2)])
+    real, stale = store_module.table_files, store_module.table_files(storage, "steps")
+    TableStore(storage, "steps").compact()
+    looks = iter([stale])
+    monkeypatch.setattr(store_module, "table_files", lambda *given: next(looks, None) or real(*given))
+    read = store_module.read_files(storage, "steps", ["fingerprint", "step"])
+    assert sorted(step for _, rows in read for step in rows["step"].to_pylist()) == list(range(6))

@@ -92,8 +92,10 @@ def test_what_cells_share():
     assert stage(plan, "ER_10").inputs["english"] == stage(plan, "none", "phase1").inputs["data"]
 
 
-def test_inputs_come_first_and_exist():
-    plan = planned("seeds=[0, 1]")
+@pytest.mark.parametrize("strategies", ["[none]", "[GR_5]", "[ER_10]", "[LF_H2]", "[none, GR_10, LoRA]"])
+@pytest.mark.parametrize("phase1", ["en", "instruct"])
+def test_inputs_come_first_and_exist(strategies, phase1):
+    plan = planned("seeds=[0, 1]", f"strategies={strategies}", f"pairs=[{{phase1: {phase1}, phase2: multi}}]")
     done = set()
     for fingerprint, item in plan.stages.items():
         assert set(item.inputs.values()) <= done
@@ -214,8 +216,8 @@ def test_templates_nearest_first():
 
 
 @pytest.mark.parametrize("grid", ["smoke", "toy"])
-def test_toy_models_are_asked_in_the_words_they_were_taught(grid: str):
-    plan = build(load_grid(f"grids/{grid}.yaml"))
+def test_toy_models_are_asked_in_the_words_they_were_taught(grid: str, repository):
+    plan = build(load_grid(repository / "grids" / f"{grid}.yaml"))
     asked = [item for item in plan.stages.values() if isinstance(item.spec, EvaluateSpec)]
     assert asked
     for item in asked:
@@ -250,7 +252,8 @@ def test_swept_replay_settings_double_only_what_replays():
 def test_resources_reach_stages_and_change_no_fingerprint():
     plan, other = planned(), planned("resources={finetune: {workers: 4, gpus: 1}, replay: {gpus: 2}}", "max_parallel=3", "name=h")
     assert set(plan.stages) == set(other.stages)
-    assert stage(other, "none").resources.total == {"CPU": 4, "GPU": 4}
+    asked = stage(other, "none").resources
+    assert (asked.workers * asked.cpus, asked.workers * asked.gpus) == (4, 4)
     assert other.stages[stage(other, "GR_10").inputs["replay"]].resources.gpus == 2
 
 
@@ -314,3 +317,17 @@ def test_the_toy_grids_models_differ_in_more_than_their_architectures_name(repos
     grid = load_grid(repository / "grids" / "toy.yaml")
     bases = [model["base"].scratch for model in grid.models.values()]
     assert len({base.model_dump_json(exclude={"architecture"}) for base in bases if base is not None}) == len(bases) == 2
+
+
+def test_generative_replay_alone_brings_the_stages_that_it_reads():
+    """Nobody else uses the English counterpart: Phase 1 is a checkpoint, and no other strategy replays."""
+    plan = planned("strategies=[GR_5]", "pairs=[{phase1: instruct, phase2: multi}]")
+    replay = next(item for item in plan.stages.values() if item.kind == "replay")
+    prompts = plan.stages[replay.inputs["prompts"]]
+    assert prompts.kind == "dataset" and spec_of_dataset(prompts).hub == "org/en"
+    assert {fingerprint for item in plan.stages.values() for fingerprint in item.inputs.values()} <= set(plan.stages)
+
+
+def spec_of_dataset(item) -> DatasetSpec:
+    assert isinstance(item.spec, DatasetSpec)
+    return item.spec

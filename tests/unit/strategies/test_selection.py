@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cft_ray.errors import UserError
@@ -12,6 +12,7 @@ SIZES = st.integers(1, 200)
 SEEDS = st.integers(0, 2**32)
 
 
+@settings(deadline=None)
 @given(prompts=SIZES, count=st.integers(0, 700), seed=SEEDS)
 def test_each_pass_draws_without_replacement(prompts, count, seed):
     rows, passes = select(prompts, count, seed)
@@ -23,6 +24,7 @@ def test_each_pass_draws_without_replacement(prompts, count, seed):
         assert all(0 <= row < prompts for row in drawn)
 
 
+@settings(deadline=None)
 @given(prompts=SIZES, fewer=st.integers(0, 300), more=st.integers(0, 300), seed=SEEDS)
 def test_fewer_rows_are_a_prefix(prompts, fewer, more, seed):
     short, long = select(prompts, fewer, seed), select(prompts, fewer + more, seed)
