@@ -4,13 +4,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM
 
 from cft_ray.data import rows as canonical
 from cft_ray.drift.measure import measure_drift
@@ -228,17 +227,6 @@ def prepared(world: Path, strategy: Strategy, seed: int = 0) -> dict:
     return strategy.facts(strategy.prepare(model, {"drift": world / "drift"}, seed))
 
 
-def test_relative_norms_divide_by_the_base(world, change):
-    base = load_file(world / "base" / "model.safetensors")
-    scaled = dict(change)
-    for n in range(LAYERS):
-        for p in HEADS:
-            name = f"model.layers.{n}.self_attn.{p}_proj.weight"
-            heads = base[name].view(-1, SIZE, 128).double().norm(dim=(1, 2))
-            scaled[name] = change[name] / heads.repeat_interleave(SIZE).unsqueeze(1)
-    assert frozen_heads(prepared(world, build("LF_H2", {"layers": TOP, "norm": "relative"}))) == changed_most(scaled)
-
-
 def test_granularity_projection_ranks_whole_projections(world, change):
     found = frozen_heads(prepared(world, build("LF_H2", {"layers": TOP, "granularity": "projection"})))
     for p, heads in HEADS.items():
@@ -258,21 +246,6 @@ def test_lf_h1_draws_differ_by_seed_and_repeat(world):
     draws = [tuple(prepared(world, build("LF_H1", {"layers": TOP}), seed)["frozen_blocks"]) for seed in (0, 0, 1, 2, 3, 4)]
     assert draws[0] == draws[1]
     assert len(set(draws)) > 1
-
-
-def test_biases_freeze_along(world, tmp_path):
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=128, num_hidden_layers=LAYERS, num_attention_heads=4, num_key_value_heads=2,
-        intermediate_size=64, vocab_size=64, attention_bias=True,
-    )  # fmt: skip
-    model: Any = AutoModelForCausalLM.from_config(config)
-    build("LF_H2", {"layers": TOP}).prepare(model, {"drift": world / "drift"}, 0)
-    model(input_ids=torch.arange(20).unsqueeze(0), labels=torch.arange(20).unsqueeze(0)).loss.backward()
-    for n in range(LAYERS):
-        q = model.model.layers[n].self_attn.q_proj
-        zero_weight, zero_bias = (x.grad.view(4, -1).abs().sum(1) == 0 for x in (q.weight, q.bias))
-        assert torch.equal(zero_weight, zero_bias)
 
 
 @pytest.mark.parametrize(

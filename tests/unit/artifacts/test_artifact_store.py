@@ -166,3 +166,20 @@ def test_a_rename_that_is_refused_loses_no_output(store, monkeypatch, there):
         with pytest.raises(UserError, match="refused"):
             store.publish(STAGE, folder, outputs={}, attempt=2, seconds=1.0, versions={})
         assert (folder / "data.txt").read_text() == "hours of work"
+
+
+@pytest.mark.parametrize("change", ["length", "manifest"])
+def test_a_cached_download_that_does_not_match_its_manifest_is_fetched_anew(store, monkeypatch, tmp_path, change):
+    monkeypatch.setenv("CFT_RAY_CACHE", str(tmp_path / "cache"))
+    made = publish(store)
+    store.storage.local = False  # as of an object store: what is asked for is downloaded and kept
+    cached = store.fetch(*NAME)
+    assert tmp_path / "cache" in cached.parents and store.fetch(*NAME) == cached
+    if change == "length":
+        (cached / "deep" / "data.txt").write_text("cut")
+    else:  # of another artifact that was published under the same name
+        (cached / "deep" / "data.txt").write_text("CONTENT")
+        text = (cached / MANIFEST).read_text()
+        (cached / MANIFEST).write_text(text.replace('"attempt": 1', '"attempt": 2').replace('"attempt":1', '"attempt":2'))
+    assert (store.fetch(*NAME) / "deep" / "data.txt").read_text() == "content"
+    assert (cached / MANIFEST).read_bytes() == made.encode()

@@ -96,7 +96,7 @@ def test_a_holder_that_was_taken_over_does_not_release_the_new_one(storage):
     assert seen is not None and seen.holder == "someone"
 
 
-def test_many_processes_claim_one_lease(storage):
+def test_a_lease_is_held_across_processes(storage):
     code = f"""
 from cft_ray.artifacts.lease import Observer
 from cft_ray.artifacts.storage import Storage

@@ -82,8 +82,3 @@ def test_predictors_point_at_the_token_before_each_label(padding):
     assert batch.tokens == examples.lengths.sum()
     assert len(batch.labels) == examples.targets.sum()
     assert bool((flat[batch.predictors + 1] == batch.labels).all())
-
-
-def test_a_rank_without_samples_gets_a_batch_without_targets():
-    batch = collate(encoded(("a", "b")), [], padding="free", pad_id=2)
-    assert batch.input_ids.numel() == 1 and batch.tokens == 0 and len(batch.labels) == 0
