@@ -45,7 +45,7 @@ def model(**changes: Any) -> Any:
 
 def frozen(drift, **settings: Any) -> tuple[Any, set[int]]:
     """The model after a backward pass, and the layers whose query weights get no gradient."""
-    made = build("LF_H2", {"layers": 1, **settings}).prepare(model(attention_bias=True), {"drift": drift}, 0)
+    made: Any = build("LF_H2", {"layers": 1, **settings}).prepare(model(attention_bias=True), {"drift": drift}, 0)
     made(input_ids=torch.arange(20)[None], labels=torch.arange(20)[None]).loss.backward()
     still = {n for n in range(LAYERS) if not moved(made.model.layers[n].self_attn.q_proj.weight).any()}
     return made, still
