@@ -81,3 +81,29 @@ def filled(pattern: str, language: str) -> str:
             raise UserError(f"no FLORES code is known for {language!r}", where=pattern, fix=f"one of {', '.join(FLORES)}")
         pattern = pattern.replace("{flores}", FLORES[language])
     return pattern.replace("{language}", language)
+
+
+_NAMES = """
+af Afrikaans; ar Arabic العربية; bg Bulgarian български; bn Bengali বাংলা; ca Catalan català; cs Czech čeština cze;
+da Danish dansk; de German Deutsch ger; el Greek ελληνικά gre; en English; es Spanish español; et Estonian eesti;
+fa Persian farsi فارسی per fas; fi Finnish suomi; fr French français fre; gu Gujarati; ha Hausa; he Hebrew עברית;
+hi Hindi हिन्दी; hr Croatian hrvatski; hu Hungarian magyar; id Indonesian; ig Igbo; it Italian italiano;
+ja Japanese 日本語; ko Korean 한국어; lt Lithuanian; mr Marathi; ms Malay may msa; nl Dutch Nederlands dut;
+no Norwegian norsk bokmål nor nb; pa Punjabi; pl Polish polski; pt Portuguese português; ro Romanian română rum;
+ru Russian русский; sk Slovak slovenčina slo; sl Slovenian slovenščina; sr Serbian српски; sv Swedish svenska;
+sw Swahili kiswahili swa; ta Tamil தமிழ்; te Telugu; th Thai ไทย; tr Turkish türkçe; uk Ukrainian українська;
+ur Urdu اردو; vi Vietnamese; yo Yoruba; zh Chinese Mandarin 中文 chi cmn
+"""
+_MEANT = {code: code for code in FLORES} | {name.partition("_")[0]: code for code, name in FLORES.items()}
+for _entry in _NAMES.replace("\n", " ").split(";"):
+    _code, *_words = _entry.split()
+    _MEANT |= {word.casefold(): _code for word in _words}
+
+
+def meant(text: str) -> str | None:
+    """The ISO 639-1 code of a language that is spelled otherwise: ``DE``, ``German``, ``deu``, ``de-DE``, ``deu_Latn``.
+
+    None where the text names no language that is known here.
+    """
+    word = text.strip().casefold().replace("_", "-")
+    return _MEANT.get(word) or _MEANT.get(word.partition("-")[0])

@@ -5,25 +5,25 @@ come from (`cft_ray.evaluation.overlay`). `load` is what such a YAML names. File
 machine first; what is read is checked to be what the plan saw.
 """
 
-import glob
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from hashlib import sha256
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.json as pj
 import pyarrow.parquet as pq
 from datasets import Dataset
-from pyarrow import fs
 
 from cft_ray.artifacts.storage import CHUNK
+from cft_ray.data.languages import filled, names_language
+from cft_ray.data.paths import Found, from_wildcard, is_uri, matching
 from cft_ray.data.readers import require_columns
+from cft_ray.data.records import ending, records
 from cft_ray.errors import UserError
 from cft_ray.machine import machine_folder
-from cft_ray.plan.digest import Digests, is_uri
+from cft_ray.plan.digest import Digests
 from cft_ray.plan.items import items_digest
 from cft_ray.plan.specs import ItemsSource
 
@@ -47,10 +47,7 @@ def local_files(source: ItemsSource, languages: Sequence[str], *, where: str) ->
             fix="run the grid again: it is planned anew with what is there now",
         )
     return {
-        language: {
-            split: sorted(glob.glob(pattern.replace("{language}", language)))  # noqa: PTH207 - an absolute pattern
-            for split, pattern in patterns.items()
-        }
+        language: {split: [file.path for file in matching(filled(pattern, language))] for split, pattern in patterns.items()}
         for language in languages
     }
 
@@ -97,15 +94,23 @@ def check_columns(files: Mapping[str, Mapping[str, Sequence[str]]], columns: Seq
 @lru_cache(maxsize=16)
 def _read(path: str, changed: int) -> pa.Table:
     """A file's rows; kept, because the 57 tasks of one benchmark may read one file. ``changed``: its time, for the cache."""
-    try:
-        if path.endswith(".parquet"):
+    if ending(path) == ".parquet":
+        try:
             with pq.ParquetFile(path) as file:
-                return file.read()
-        if path.endswith(LINES):
-            return pj.read_json(path)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"cannot be read ({error})", where=path, fix="fetch or write the file again") from error
-    raise UserError("items are not read from such a file", where=path, fix=f"Parquet, or an object a line ({', '.join(LINES)})")
+                table = file.read()
+                table.validate(full=True)
+                return table
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot be read ({error})", where=path, fix="fetch or write the file again") from error
+    if ending(path) not in LINES:
+        raise UserError(
+            "items are not read from such a file", where=path, fix=f"Parquet, or an object a line ({', '.join(LINES)})"
+        )
+    rows = list(records(path))
+    try:
+        return pa.Table.from_pylist([row for _, row in rows])
+    except (pa.ArrowException, UnicodeEncodeError, OverflowError) as error:
+        raise UserError(f"the items are not alike ({error})", where=path, fix="give each column values of one type") from error
 
 
 def _whole_context(table: pa.Table, where: str) -> pa.Table:
@@ -131,25 +136,23 @@ def _fetched(pattern: str, source: ItemsSource, split: str, languages: Sequence[
     """A pattern of local files; those of an object store are copied to this machine, once."""
     if not is_uri(pattern):
         return pattern
-    whole = PurePosixPath(pattern)
-    by_language = "{language}" in pattern
     known_by = source.digest or source.revision or sha256(pattern.encode()).hexdigest()
-    target = machine_folder("items", known_by, split)
+    folder = machine_folder("items", known_by, split)
+    end, by_language = from_wildcard(pattern), names_language(pattern)
     for language in languages if by_language else ("",):
-        folder, _, name = pattern.replace("{language}", language).rpartition("/")
-        filesystem, path = fs.FileSystem.from_uri(folder)
-        for info in filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True)):
-            if info.is_file and PurePosixPath(info.base_name).match(name):
-                _copy(filesystem, info, target / language / info.base_name)
-    return f"{target}/{{language}}/{whole.name}" if by_language else f"{target}/{whole.name}"
+        for file in matching(filled(pattern, language)):
+            kept = file.path.split("/")[-len(end.split("/")) :]
+            _copy(file, folder.joinpath(language, *kept))
+    return f"{folder}/{{language}}/{end}" if by_language else f"{folder}/{end}"
 
 
-def _copy(filesystem: fs.FileSystem, info: fs.FileInfo, target: Path) -> None:
-    if target.exists() and target.stat().st_size == info.size:
+def _copy(file: Found, target: Path) -> None:
+    assert file.filesystem is not None
+    if target.exists() and target.stat().st_size == file.size:
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(f".{target.name}.part")
-    with filesystem.open_input_stream(info.path) as source, unfinished.open("wb") as sink:
+    with file.filesystem.open_input_stream(file.path) as source, unfinished.open("wb") as sink:
         while chunk := source.read(CHUNK):
             sink.write(chunk)
     unfinished.replace(target)

@@ -10,7 +10,6 @@ import contextlib
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 
 import httpx
@@ -28,6 +27,7 @@ from huggingface_hub.hf_api import DatasetInfo, ModelInfo, RepoFile
 
 from cft_ray.artifacts.fetched import Part
 from cft_ray.artifacts.manifest import inside
+from cft_ray.data.paths import named
 from cft_ray.errors import UserError
 
 CONVERTED = "refs/convert/parquet"
@@ -169,7 +169,7 @@ def _dataset_files(part: Part, commit: str, converted: bool, names: Sequence[str
     for language in part.languages if part.by_language else ("",):
         if part.pattern is not None:
             pattern = part.filled(part.pattern, language)
-            found = sorted(name for name in names if PurePosixPath(name).match(pattern))
+            found = sorted(name for name in names if named(pattern, name))
         else:
             config = None if part.config is None else part.filled(part.config, language)
             found = _of_split(part, commit, config, None if not converted else names)
@@ -185,7 +185,7 @@ def _dataset_files(part: Part, commit: str, converted: bool, names: Sequence[str
 def _of_split(part: Part, commit: str, config: str | None, converted: Sequence[str] | None) -> list[str]:
     """The files of one configuration and split; ``converted``: all files, where the commit is a conversion."""
     if converted is not None:
-        return sorted(name for name in converted if fnmatchcase(name, f"{config or '*'}/{part.split}/*.parquet"))
+        return sorted(name for name in converted if named(f"{config or '*'}/{part.split}/*.parquet", name))
     import datasets
 
     with tempfile.TemporaryDirectory() as cache:

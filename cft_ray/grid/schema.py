@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError
 
+from cft_ray.data.accounts import ALLOWED
 from cft_ray.grid import sections as s
 from cft_ray.grid.insight import Insight
 from cft_ray.grid.problems import as_user_error
@@ -39,6 +40,13 @@ class Grid(Settings):
     models: s.Models = Field(min_length=1, description="model -> checkpoint -> where it comes from; `base` is required")
     datasets: s.Datasets = Field(min_length=1, description="data set -> where it comes from")
     pairs: list[s.Pair] = Field(min_length=1, description="phase 1 and phase 2")
+    allow_left_out: float = Field(
+        default=ALLOWED,
+        ge=0,
+        le=1,
+        description="share of the rows of a data set or training that may be left out (no answer, too long, a language spelled "
+        "otherwise); more is refused; a data set may have its own; changes no result",
+    )
     strategies: s.Strategies = Field(min_length=1, description="names, or mappings with `name`")
     template: s.TemplateChoice = Field(
         default=Template(name="alpaca"), description="how rows become text, where neither data set nor checkpoint says so"

@@ -144,13 +144,20 @@ class DatasetSource(Settings):
         "`toy` is given, e.g. by `--set datasets.NAME.files=…`",
     )
     languages: tuple[str, ...] = Field(min_length=1, description="ISO 639-1 codes, in the order in which they are read")
-    format: Literal["alpaca", "orca", "canonical"] | None = Field(default=None, description="what its columns are called")
+    format: Literal["alpaca", "orca", "canonical", "messages", "sharegpt"] | None = Field(
+        default=None,
+        description="what its columns are called; messages, sharegpt: each row is a conversation (OpenAI's role and content; "
+        "ShareGPT's from and value). None, and no `columns`: what the columns of its files show",
+    )
     columns: dict[str, str] | None = Field(
         default=None,
         description="instead of `format`: canonical column -> its column (`turns[0]`: the first item of a list; `{language}`, "
         "`{flores}`: a column for each language); without `output` it holds prompts, and nothing is trained on it",
     )
     rows: int | None = Field(default=None, gt=0, description="rows kept per language, a seeded sample; all if none")
+    allow_left_out: float | None = Field(
+        default=None, ge=0, le=1, description="share of its rows that may be left out; none: the grid's; changes no result"
+    )
     english: str | None = Field(default=None, description="its English counterpart among `datasets`, for replay")
     template: TemplateChoice | None = Field(
         default=None, description="how its rows become text; none: the checkpoint's, else the grid's"
@@ -164,8 +171,8 @@ class DatasetSource(Settings):
             raise ValueError(f"give exactly one of hub, files, toy, not {' and '.join(origins) or 'none of them'}")
         if self.hub is None and (self.revision or self.config or self.hub_files):
             raise ValueError("`revision`, `config` and `hub_files` go with `hub`")
-        if self.toy is None and (self.format is None) == (self.columns is None):
-            raise ValueError(f"give either `format` ({', '.join(FORMATS)}) or `columns`")
+        if self.format is not None and self.columns is not None:
+            raise ValueError("give either `format` or `columns`")
         if self.toy is not None and (self.format or self.columns):
             raise ValueError("a toy data set has its own columns")
         if self.columns is not None:

@@ -5,11 +5,12 @@ A local file is known by its content; a data set that is still to be supplied by
 
 from typing import TYPE_CHECKING
 
-from cft_ray.data.formats import FORMATS
+from cft_ray.data.formats import AUTO, CHATS, FORMATS
+from cft_ray.data.paths import is_uri, local_path
 from cft_ray.grid.insight import Embedder
 from cft_ray.grid.schema import Grid
 from cft_ray.grid.sections import DatasetSource
-from cft_ray.plan.digest import Digests, is_uri, local_path
+from cft_ray.plan.digest import Digests
 from cft_ray.plan.specs import Checkpoint, DatasetSpec, Spec
 
 if TYPE_CHECKING:
@@ -55,10 +56,12 @@ class Sources:
         Raises:
             UserError: its local files are missing or cannot be read.
         """
-        columns = source.columns or (FORMATS[source.format] if source.format else {})
         languages, rows = source.languages, source.rows
         if source.toy is not None:
-            return DatasetSpec(toy=source.toy, columns=columns, languages=languages, rows=rows)
+            return DatasetSpec(toy=source.toy, columns={}, languages=languages, rows=rows)
+        form = None if source.columns else source.format or AUTO
+        columns = source.columns or (FORMATS | CHATS).get(form or "", {})
+        allowed = self.grid.allow_left_out if source.allow_left_out is None else source.allow_left_out
         if source.hub is not None:
             spec = DatasetSpec(
                 hub=source.hub,
@@ -67,16 +70,26 @@ class Sources:
                 split=source.split,
                 hub_files=source.hub_files,
                 columns=columns,
+                format=form,
                 languages=languages,
                 rows=rows,
+                allow_left_out=allowed,
             )
             return self._copied(spec, self.grid.source.where(("datasets", name, "hub")))
         if source.files is None:
-            return DatasetSpec(digest=f"{_UNRESOLVED}{name}", columns=columns, languages=languages, rows=rows)
+            return DatasetSpec(digest=f"{_UNRESOLVED}{name}", columns=columns, format=form, languages=languages, rows=rows)
         where = self.grid.source.where((*path, "files"))
         files = source.files if is_uri(source.files) else str(local_path(source.files))
         digest = self.digests.files(files, languages, where=where)
-        return DatasetSpec(files=files, digest=digest, columns=columns, languages=languages, rows=rows)
+        return DatasetSpec(
+            files=files,
+            digest=digest,
+            columns=columns,
+            format=form,
+            languages=languages,
+            rows=rows,
+            allow_left_out=allowed,
+        )
 
     def judge(self) -> Checkpoint | None:
         """The local judge that the grid takes as it is; None where it takes none.

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from cft_ray.data.accounts import ALLOWED
 from cft_ray.grid.settings import (
     ActivationSettings,
     DivergenceSettings,
@@ -124,9 +125,11 @@ class DatasetSpec(Spec):
     columns: dict[str, str] = Field(
         description="canonical column (instruction, input, output, system, id, language) -> the source's column"
     )
+    format: str | None = Field(default=None, description="that names the columns: some may be absent; None: the grid names them")
     languages: tuple[str, ...] = Field(description="ISO 639-1 codes, in the order in which they are read")
     rows: int | None = Field(default=None, description="rows kept per language (a seeded sample); all if none")
     seed: int = Field(default=0, description="seed of the sample of `rows`, and of toy data")
+    allow_left_out: float = locator("share of the rows that may be left out", ALLOWED)
 
 
 class FinetuneSpec(Spec):

@@ -9,12 +9,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from cft_ray.data.paths import local_path
 from cft_ray.grid.benchmarks import BENCHMARKS
 from cft_ray.grid.cells import cells
 from cft_ray.grid.schema import Grid
 from cft_ray.plan import context
 from cft_ray.plan.build import unresolved
-from cft_ray.plan.digest import local_path
 from cft_ray.plan.estimate import Estimate, estimate_plan, too_large
 from cft_ray.plan.insight import notes
 from cft_ray.plan.specs import SPECS

@@ -15,6 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cft_ray.data.accounts import KEY, Tally
+from cft_ray.data.preflight import refuse_unusable
 from cft_ray.data.readers import BATCH
 from cft_ray.data.rows import FILE, write_rows
 from cft_ray.data.sources import read
@@ -28,17 +30,17 @@ def run(context: StageContext) -> dict[str, Any]:
     """Write ``rows.parquet``.
 
     Returns:
-        ``rows``; ``rows_by_language``; ``dropped``: rows left out by reason; ``rows_read``: usable rows before the
-        sample.
+        ``rows``; ``rows_by_language``; ``rows_read``: usable rows before the sample; ``account``: what became of all that the
+        source has.
 
     Raises:
-        UserError: the source cannot be read, has has changed since it was planned, has no usable row in a language, or two rows
-            have one id.
+        UserError: the source cannot be read, has changed since it was planned, has no usable row in a language or loses more
+            rows than the grid allows, or two rows have one id.
     """
     spec = context.stage.spec
     assert isinstance(spec, DatasetSpec)
     where = spec.files or spec.hub or f"toy data set {spec.toy}"
-    dropped: Counter[str] = Counter()
+    tally = Tally()
     read_rows: Counter[str] = Counter()
     whole = context.scratch / "all.parquet" if spec.rows is not None and spec.toy is None else context.output / FILE
 
@@ -51,18 +53,20 @@ def run(context: StageContext) -> dict[str, Any]:
             _count(read_rows, batch)
             context.progress(done=read_rows.total(), unit="rows")
 
-    write_rows(whole, counted(read(spec, dropped)))
-    _refuse_empty(spec, read_rows, dropped, where)
+    write_rows(whole, counted(read(spec, tally)))
+    name = context.stage.label or where
+    refuse_unusable(spec, read_rows, tally.account(read_rows.total()), name, where)
     _refuse_twins(whole, where)
     kept = read_rows
     if whole != context.output / FILE:
         kept = _sample(spec, whole, context.output / FILE, read_rows)
         whole.unlink()
+        tally.set_aside["not_in_sample"] += read_rows.total() - kept.total()
     return {
         "rows": kept.total(),
         "rows_by_language": {language: kept[language] for language in spec.languages},
         "rows_read": read_rows.total(),
-        "dropped": {reason: count for reason, count in sorted(dropped.items()) if count},
+        KEY: tally.account(kept.total()).model_dump(),
     }
 
 
@@ -127,17 +131,6 @@ def _refuse_changed(files: str, digest: str, languages: Sequence[str]) -> None:
     if digests.files(files, languages, where=files) != digest:
         raise UserError("the files have changed since the grid was planned", where=files, fix="run the same command again")
     digests.save()
-
-
-def _refuse_empty(spec: DatasetSpec, found: Counter[str], dropped: Counter[str], where: str) -> None:
-    for language in spec.languages:
-        if not found[language]:
-            lost = ", ".join(f"{count} with {reason}" for reason, count in dropped.items() if count)
-            raise UserError(
-                f"no usable row in language {language!r}" + (f" (left out: {lost})" if lost else ""),
-                where=where,
-                fix="check the files, the column mapping and the languages",
-            )
 
 
 def _refuse_twins(file: Path, where: str) -> None:

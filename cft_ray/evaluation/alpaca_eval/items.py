@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from cft_ray.data.readers import read_file
+from cft_ray.data.readers import Wanted, read_file
 from cft_ray.errors import UserError
 from cft_ray.evaluation.items import local_files
 from cft_ray.grid.benchmarks import BENCHMARKS
@@ -69,7 +69,7 @@ def read_items(source: ItemsSource | None, limit: int | None) -> Items:
         control = _from_hub_if_there(declared.files[CONTROL], revision)
         revisions = {declared.hub: Path(paths[0]).parent.name}  # the cache has a folder a commit
     columns = declared.columns
-    rows = [row for path in paths for table in read_file(path, columns) for row in table.to_pylist()]
+    rows = [row for path in paths for table in read_file(path, Wanted(tuple(columns))) for row in table.to_pylist()]
     items = [Item(number, *(row[column] for column in columns)) for number, row in enumerate(rows[:limit])]
     for item in items:
         if not item.instruction or item.reference is None:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from alone import Alone
 
+from cft_ray.data.accounts import RowAccount
 from cft_ray.data.formats import FORMATS
 from cft_ray.data.rows import read_rows
 from cft_ray.errors import UserError
@@ -23,6 +24,10 @@ from cft_ray.stages.dataset import priorities, run
 
 PUBLIC = Path(__file__).parents[4] / "shared" / "data"
 ALPACA = FORMATS["alpaca"]
+
+
+def account(came: int, used: int, **more: dict[str, int]) -> dict[str, Any]:
+    return RowAccount(came=came, used=used, **more).checked("test").model_dump()  # pyright: ignore[reportArgumentType]
 
 
 def stage(folder: Path, **spec: Any) -> tuple[dict[str, Any], pa.Table]:
@@ -65,7 +70,7 @@ def test_every_format_gives_the_same_rows_and_nulls_become_empty(tmp_path: Path,
     assert rows.column("input").to_pylist() == ["1 2", "", ""]
     assert rows.column("output").to_pylist() == ["3", "hé\nllo", 'a "quoted", text']
     assert rows.column("language").to_pylist() == ["en"] * 3
-    assert outputs == {"rows": 3, "rows_by_language": {"en": 3}, "rows_read": 3, "dropped": {}}
+    assert outputs == {"rows": 3, "rows_by_language": {"en": 3}, "rows_read": 3, "account": account(3, 3)}
 
 
 def test_languages_come_from_file_names_in_the_grids_order(tmp_path: Path) -> None:
@@ -119,7 +124,7 @@ def test_canonical_rows_can_be_read_again_and_other_languages_are_counted(tmp_pa
     first, rows = stage(tmp_path, toy="multialpaca", columns={}, languages=("de", "es", "sw"), rows=5)
     pq.write_table(rows, tmp_path / "mine.parquet")
     outputs, again = stage(tmp_path, files=str(tmp_path / "mine.parquet"), columns=FORMATS["canonical"], languages=("sw", "de"))
-    assert outputs["dropped"] == {"other_language": 5}
+    assert outputs["account"] == account(15, 10, set_aside={"other_language": 5})
     assert sorted(again.column("id").to_pylist()) == sorted(i for i in rows.column("id").to_pylist() if not i.endswith(":es"))
     assert first["rows_by_language"] == {"de": 5, "es": 5, "sw": 5}
 
@@ -131,8 +136,11 @@ def test_rows_that_teach_nothing_are_left_out_and_counted(tmp_path: Path) -> Non
         {"instruction": "Say", "input": "", "output": None},
         {"instruction": None, "input": "a text", "output": "its title"},
     ]
-    outputs, rows = stage(tmp_path, files=write(tmp_path / "data.jsonl", [*bad, *ROWS]))
-    assert outputs["dropped"] == {"no_instruction": 1, "no_output": 2}
+    files = write(tmp_path / "data.jsonl", [*bad, *ROWS])
+    outputs, rows = stage(tmp_path, files=files, allow_left_out=0.5)
+    assert outputs["account"] == account(7, 4, left_out={"no_instruction": 1, "no_output": 2})
+    with pytest.raises(UserError, match=r"3 of 7 rows .*42\.9 %.* 2 without an answer \(28\.6 %\)(.|\n)*allow_left_out=0\.43"):
+        stage(tmp_path, files=files, allow_left_out=0.42)
     assert rows.num_rows == 4
     assert rows.column("id").to_pylist() == [f"en-{place:07d}" for place in (3, 4, 5, 6)]
 
@@ -143,6 +151,7 @@ def test_a_sample_is_seeded_keeps_order_and_is_part_of_a_larger_one(tmp_path: Pa
     def sample(rows: int, seed: int = 0) -> list[int]:
         outputs, table = stage(tmp_path, files=files, rows=rows, seed=seed)
         assert outputs["rows"] == rows and outputs["rows_read"] == 20_000
+        assert outputs["account"] == account(20_000, rows, set_aside={"not_in_sample": 20_000 - rows})
         return [int(text) for text in table.column("output").to_pylist()]
 
     small, large = sample(500), sample(5000)
@@ -196,9 +205,10 @@ def test_priorities_are_these_numbers_on_every_machine() -> None:
         ("data.json", b'{"instruction": "a"}', r"no column 'input'"),
         ("data.json", b'["a"]', r"row 1: a str, not an object"),
         ("data.json", b'[{"instruction": "a", ', r"broken JSON"),
-        ("data.jsonl", b"", r"no usable row in language 'en'"),
-        ("data.csv", b"", r"no column"),
-        ("data.jsonl", b'{"instruction": "", "input": "", "output": "b"}\n', r"no usable row .*1 with no_instruction"),
+        ("data.jsonl", b"", r"the file is empty"),
+        ("data.csv", b"", r"the file is empty"),
+        ("data.json", b"[]", r"no usable row in language 'en'"),
+        ("data.jsonl", b'{"instruction": "", "input": "", "output": "b"}\n', r"no usable row .*1 without an instruction"),
         ("data.parquet", b"PAR1....", r"not a readable Parquet"),
         ("data.parquet", b"", r"not a readable Parquet"),
         ("data.pkl", b"\x80\x04K\x01.", r"'\.pkl' are not read(.|\n)*\.parquet"),
@@ -320,8 +330,8 @@ def test_toy_rows_are_counted(tmp_path: Path) -> None:
 @pytest.mark.skipif(not (PUBLIC / "alpaca").is_dir(), reason="the public data sets are not at hand")
 def test_the_real_alpaca(tmp_path: Path) -> None:
     outputs, rows = stage(tmp_path, files=str(PUBLIC / "alpaca" / "train.parquet"))
-    assert outputs["rows_read"] + sum(outputs["dropped"].values()) == 52_002
-    assert set(outputs["dropped"]) <= {"no_output"}
+    assert outputs["account"]["came"] == 52_002 == outputs["rows"] + sum(outputs["account"]["left_out"].values())
+    assert set(outputs["account"]["left_out"]) <= {"no_output"}
     assert sum(1 for text in rows.column("input").to_pylist() if text) > 20_000
 
 
@@ -330,7 +340,7 @@ def test_the_real_multialpaca_with_its_nulls(tmp_path: Path) -> None:
     source = {language: pq.read_table(PUBLIC / "multialpaca" / f"{language}.parquet") for language in ("es", "ja", "pt")}
     assert any(table.column("input").null_count for table in source.values())
     outputs, rows = stage(tmp_path, files=str(PUBLIC / "multialpaca" / "{language}.parquet"), languages=("es", "ja", "pt"))
-    assert outputs["rows_read"] + sum(outputs["dropped"].values()) == 9_958 + 10_191 + 10_825
+    assert outputs["account"]["came"] == 9_958 + 10_191 + 10_825
     assert list(outputs["rows_by_language"]) == ["es", "ja", "pt"]
     assert all(text is not None for name in rows.column_names for text in rows.column(name).to_pylist())
 
@@ -341,10 +351,10 @@ def test_prompts_without_answers_and_the_first_item_of_a_list(tmp_path: Path) ->
     (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "q.parquet")
     for name in ("q.jsonl", "q.parquet"):
-        outputs, found = stage(tmp_path, files=str(tmp_path / name), columns=columns)
+        outputs, found = stage(tmp_path, files=str(tmp_path / name), columns=columns, allow_left_out=0.4)
         assert found.column("instruction").to_pylist() == ["Write a poem.", "Count."]
         assert found.column("id").to_pylist() == ["7", "9"] and set(found.column("output").to_pylist()) == {""}
-        assert outputs["dropped"] == {"no_instruction": 1}
+        assert outputs["account"]["left_out"] == {"no_instruction": 1}
         with pytest.raises(UserError, match="turn"):
             stage(tmp_path, files=str(tmp_path / name), columns={"instruction": "turn[0]"})
         with pytest.raises(UserError) as raised:

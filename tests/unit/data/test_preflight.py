@@ -11,8 +11,15 @@ from cft_ray.plan.specs import DatasetSpec
 from cft_ray.plan.stage import Stage
 
 
-def stage(files, languages=("de",), columns=None):
-    return Stage(DatasetSpec(files=str(files), digest="0", columns=columns or FORMATS["alpaca"], languages=languages), {}, "mine")
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def stage(files, languages=("de",), columns=None, **more):
+    columns = columns or FORMATS["alpaca"]
+    spec = DatasetSpec(files=str(files), digest=str(files), columns=columns, languages=languages, **more)
+    return Stage(spec, {}, "mine")
 
 
 def write(path, *rows):
@@ -41,11 +48,13 @@ def test_a_missing_column(tmp_path):
         check_files([stage(write(tmp_path / "rows.jsonl", {"question": "?", "output": "!"}))])
 
 
-def test_only_the_beginning_is_read(tmp_path):
+def test_of_large_files_only_the_beginning_is_read(tmp_path):
     path = write(tmp_path / "rows.jsonl", *[ROW] * 10_000)
     with path.open("a") as file:
         file.write("broken far behind\n")
-    check_files([stage(path)])
+    assert check_files([stage(path)], cheap=1000) == {}
+    with pytest.raises(UserError, match="line 10001: broken JSON"):
+        check_files([stage(path)])
 
 
 def test_what_is_not_a_local_file_is_left_alone():

@@ -178,6 +178,7 @@ def test_what_is_no_identity():
     free = {path for spec in SPECIMENS.values() for path, counts, _ in _changed(spec) if not counts}
     assert free == {
         "files",
+        "allow_left_out",
         "checkpoints.path",
         "items.files",
         "nltk_data",

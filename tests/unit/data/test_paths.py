@@ -1,0 +1,109 @@
+"""``*`` is the only wildcard, here and in object stores."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyarrow import fs
+
+from cft_ray.data import paths
+from cft_ray.data.paths import from_wildcard, is_uri, matching, named, open_location, wildcard
+from cft_ray.errors import UserError
+from cft_ray.plan.digest import Digests
+
+NAMES = (
+    *("run [v2]/a.jsonl", "run [v2]/b.jsonl", "run 2/a.jsonl"),
+    *("what?.jsonl", "whats.jsonl", "a[1].jsonl", "a1.jsonl", ".a.jsonl"),
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in NAMES:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    (tmp_path / "folder.jsonl").mkdir()
+    return tmp_path
+
+
+CASES = [
+    ("run [v2]/a.jsonl", ["run [v2]/a.jsonl"]),
+    ("run [v2]/*.jsonl", ["run [v2]/a.jsonl", "run [v2]/b.jsonl"]),
+    ("run */a.jsonl", ["run 2/a.jsonl", "run [v2]/a.jsonl"]),
+    ("what?.jsonl", ["what?.jsonl"]),
+    ("what?*", ["what?.jsonl"]),
+    ("a[1]*", ["a[1].jsonl"]),
+    ("*.jsonl", ["a1.jsonl", "a[1].jsonl", "what?.jsonl", "whats.jsonl"]),
+    (".*", [".a.jsonl"]),
+    ("*/*/*", []),
+    ("no/*.jsonl", []),
+    ("folder.jsonl", []),
+    ("run [v2]", []),
+]
+
+
+@pytest.mark.parametrize(("pattern", "wanted"), CASES)
+def test_local_patterns(folder: Path, pattern: str, wanted: list[str]) -> None:
+    found = matching(f"{folder}/{pattern}")
+    assert [os.path.relpath(file.path, folder) for file in found] == wanted
+    assert [file.size for file in found] == [len(name) for name in wanted]
+    assert [file.path for file in matching(f"file://{folder}/{pattern}")] == [file.path for file in found]
+    assert [Path(open_location(file.location)[1]).read_text() for file in found] == wanted
+
+
+@pytest.mark.parametrize(("pattern", "wanted"), CASES)
+def test_patterns_of_an_object_store_are_the_same(
+    folder: Path, pattern: str, wanted: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a bucket, from a file system of pyarrow's that has these folders in it."""
+    bucket = fs.SubTreeFileSystem(str(folder.parent), fs.LocalFileSystem())
+    monkeypatch.setattr(paths, "open_location", lambda location: (bucket, location.removeprefix("s3://")))
+    found = matching(f"s3://{folder.name}/{pattern}")
+    assert [os.path.relpath(file.path, folder.name) for file in found] == wanted
+    assert all(is_uri(file.location) for file in found)
+
+
+@pytest.mark.parametrize(
+    ("uri", "path"),
+    [
+        ("mock:///run [v2]/a b.jsonl", "run [v2]/a b.jsonl"),
+        ("mock:///a%20b/*.jsonl", "a b/*.jsonl"),
+        ("mock:///what?.jsonl", "what?.jsonl"),
+        ("mock:///Grüße#1.jsonl", "Grüße#1.jsonl"),
+    ],
+)
+def test_what_a_uri_cannot_hold_may_be_in_a_name(uri: str, path: str) -> None:
+    assert open_location(uri)[1] == path
+
+
+def test_options_of_a_uri_are_no_part_of_its_name() -> None:
+    filesystem, path = open_location("s3://bucket/data/x.jsonl?region=eu-north-1")
+    assert (path, filesystem.region) == ("bucket/data/x.jsonl", "eu-north-1")  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@settings(deadline=None)
+@given(st.text(st.characters(exclude_characters="/\0", exclude_categories=("Cs",)), min_size=1, max_size=8), st.integers(0, 8))
+def test_a_name_matches_itself_and_its_halves(name: str, place: int) -> None:
+    literal = name.replace("*", "")
+    if literal:
+        assert wildcard(literal).fullmatch(literal)
+        assert wildcard(literal[:place] + "*" + literal[place:]).fullmatch(literal) or literal.startswith(".")
+        assert not wildcard(literal).fullmatch(literal + "x")
+
+
+def test_names_of_repositories_and_ends_of_patterns() -> None:
+    assert named("*de.json*", "data/part-de.jsonl") and named("data/*.json", "data/a.json")
+    assert not named("data/*.json", "a.json") and not named("[a].json", "a.json") and not named("*.json", "a.jsonl")
+    assert from_wildcard("s3://b/x*/y/z-*.jsonl") == "x*/y/z-*.jsonl" and from_wildcard("s3://b/x/y.jsonl") == "y.jsonl"
+
+
+def test_plan_and_stage_find_the_same_files(folder: Path, tmp_path: Path) -> None:
+    digests = Digests(tmp_path / "cache")
+    assert digests.files(f"{folder}/run [v2]/*.jsonl", ["en"], where="grid") != digests.files(
+        f"{folder}/run [v2]/a.jsonl", ["en"], where="grid"
+    )
+    for pattern, wanted in (("run?/*", "there is no file"), ("run [v2]", "is a folder"), ("*.nothing", "there is no file")):
+        with pytest.raises(UserError, match=wanted):
+            digests.files(f"{folder}/{pattern}", ["en"], where="grid")
