@@ -140,7 +140,7 @@ def refuse_lost(account: RowAccount, allowed: float, *, what: str, where: str, s
     enough = math.ceil(account.share * 100) / 100
     raise UserError(
         f"{account.lost:,} of {account.wanted:,} rows of {what} are left out ({percent(account.lost, account.wanted)}, "
-        f"{allowed:.4g} is allowed): {account.reasons()}",
+        f"{100 * allowed:.4g} % is allowed): {account.reasons()}",
         where=where,
         fix=f"{fix}, or allow it in the grid: {setting}={enough:g}",
     )

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import zipfile
-from collections import Counter
 from functools import partial
 from hashlib import md5, sha256
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -21,6 +20,7 @@ from hubserver import Hub, serve
 
 from cft_ray.artifacts.fetched import Fetched
 from cft_ray.artifacts.storage import Storage
+from cft_ray.data.accounts import Tally
 from cft_ray.data.sources import read
 from cft_ray.errors import UserError
 from cft_ray.evaluation.harness import run_benchmark
@@ -171,7 +171,7 @@ def test_a_grid_is_fetched_once_and_planned_and_read_from_the_copy(hub, fetch, t
     rows = {}
     for stage in plan.stages.values():
         if isinstance(stage.spec, DatasetSpec):
-            found_rows = [row for table in read(stage.spec, Counter()) for row in table.to_pylist()]
+            found_rows = [row for table in read(stage.spec, Tally()) for row in table.to_pylist()]
             rows[stage.label] = [(row["language"], row["instruction"], row["input"]) for row in found_rows]
     assert rows["one"] == [("en", row["instruction"], "") for row in ROWS]
     assert rows["many"] == [(language, row["instruction"], language) for language in ("de", "es") for row in ROWS]
@@ -348,7 +348,7 @@ def test_a_bucket(hub, fetch, tmp_path, bucket, planted):
     assert fetch(grid_of(tmp_path), "--to", bucket).returncode == 0 and hub.asked == []
     specs = [stage.spec for stage in build(load_grid(grid_of(tmp_path), [f"fetched={bucket}"])).stages.values()]
     [many] = [spec for spec in specs if isinstance(spec, DatasetSpec) and spec.hub == "tiny/many"]
-    assert sum(table.num_rows for table in read(many, Counter())) == 2 * len(ROWS)
+    assert sum(table.num_rows for table in read(many, Tally())) == 2 * len(ROWS)
     scored = next(spec for spec in specs if isinstance(spec, EvaluateSpec) and spec.checkpoints and spec.benchmark == "xlsum")
     copied = Storage(scored.checkpoints["model"].path or "")
     assert copied.read("model.safetensors") == (Path(planted) / "model.safetensors").read_bytes()

@@ -1,0 +1,89 @@
+"""Conversations are taken as they stand, or left out for a reason."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cft_ray.data.chat import Conversation, Unfit, conversation
+from cft_ray.data.formats import format_of
+
+Q, A = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+
+
+def said(*turns: object) -> Conversation:
+    return conversation(json.dumps(turns))
+
+
+def test_one_exchange_in_both_dialects() -> None:
+    wanted = Conversation("s", (), "q", "a")
+    assert said({"role": "system", "content": "s"}, Q, A) == wanted
+    assert said({"from": "system", "value": "s"}, {"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}) == wanted
+    assert said({"role": "developer", "content": "s"}, Q | {"role": "User"}, A | {"tool_calls": []}) == wanted
+
+
+def test_earlier_turns_stay_in_their_order() -> None:
+    found = said(Q, A, Q | {"content": "q2"}, A | {"content": "a2"})
+    assert found == Conversation("", (Q, A), "q2", "a2")
+
+
+def test_parts_of_text_are_joined() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    assert said(Q | {"content": parts}, A).question == "ab"
+
+
+@pytest.mark.parametrize(
+    ("turns", "reason"),
+    [
+        ([], "no_turns"),
+        ([{"role": "system", "content": "s"}], "no_turns"),
+        ([Q], "ends_with_a_question"),
+        ([Q, A, Q], "ends_with_a_question"),
+        ([A, Q, A], "turns_out_of_order"),
+        ([Q, Q, A], "turns_out_of_order"),
+        ([Q, A, A], "turns_out_of_order"),
+        ([Q, {"role": "system", "content": "s"}, A], "system_text_inside"),
+        ([Q, {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}], "tool_turn"),
+        ([Q, A, {"role": "tool", "content": "3"}, A], "tool_turn"),
+        ([{"from": "human", "value": "q"}, {"from": "function_call", "value": "f()"}], "tool_turn"),
+        ([Q | {"role": "narrator"}, A], "other_role"),
+        ([{"content": "q"}, A], "other_role"),
+        ([Q | {"content": " "}, A], "empty_turn"),
+        ([Q, A | {"content": None}], "empty_turn"),
+        ([Q | {"content": [{"type": "image_url", "image_url": "x"}]}, A], "not_only_text"),
+        ([Q | {"content": 3}, A], "not_only_text"),
+        (["q", "a"], "not_a_conversation"),
+    ],
+)
+def test_what_is_left_out_and_why(turns: list[object], reason: str) -> None:
+    with pytest.raises(Unfit) as raised:
+        said(*turns)
+    assert str(raised.value) == reason
+
+
+KEYS = st.sampled_from(["role", "from", "content", "value", "text"])
+VALUES = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.text(max_size=5), st.sampled_from([Q, A, "user", "gpt"])),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(deadline=None)
+@given(st.one_of(VALUES.map(json.dumps), st.text(max_size=20)))
+def test_any_value_is_a_conversation_or_unfit(text: str) -> None:
+    try:
+        found = conversation(text)
+    except Unfit:
+        return
+    assert found.question.strip() and found.answer.strip() and len(found.turns) % 2 == 0
+
+
+def test_formats_are_known_by_their_columns() -> None:
+    assert format_of(["instruction", "output", "extra"]) == "alpaca"
+    assert format_of(["id", "language", "system", "instruction", "input", "output"]) == "canonical"
+    assert format_of(["system_prompt", "question", "response"]) == "orca"
+    assert format_of(["messages", "source"]) == "messages"
+    assert format_of(["id", "conversations"]) == "sharegpt"
+    assert format_of(["text"]) is None
