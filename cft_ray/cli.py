@@ -132,14 +132,15 @@ def plan(grid: GridFile, sets: Sets = None, sections: With = None, as_json: AsJs
 
     loaded = _load(grid, sets, sections)
     planned = build(loaded)
+    rows = {}
     if any(getattr(stage.spec, "files", None) for stage in planned.stages.values()):
         from cft_ray.data.preflight import check_files
 
-        check_files(planned.stages.values())
+        rows = check_files(planned.stages.values())
     if as_json:
-        _print_json(show.as_json(planned, loaded))
+        _print_json(show.as_json(planned, loaded, rows=rows))
     else:
-        show.show(planned, loaded, _console())
+        show.show(planned, loaded, _console(), rows=rows)
 
 
 @app.command(epilog=EXIT_CODES)
@@ -337,7 +338,8 @@ def _frame(uri: str, grid: str | None, name: str) -> "pl.DataFrame":
 
 
 def _show_results(uri: str, grid: str | None) -> None:
-    from cft_ray.metrics.show import results_table
+    import cft_ray
+    from cft_ray.metrics.show import results_table, row_lines
 
     frame = _frame(uri, grid, "summary")
     if frame.is_empty():
@@ -345,6 +347,8 @@ def _show_results(uri: str, grid: str | None) -> None:
         raise UserError(f"no results of {grid or 'any grid'} here yet", where=uri, fix=fix)
     console = _console()
     console.print(results_table(frame, title=grid, width=console.width))
+    for line in row_lines(cft_ray.open(uri), grid):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _console() -> "Console":

@@ -83,7 +83,8 @@ def read_model(
         UserError: the model cannot be loaded, a row has no prompt, activations are not finite.
     """
     model = load(folder, settings.dtype)
-    prompts = read_prompts(sample(rows, settings), template, model.tokenizer, model.limit(settings.max_length), where=where)
+    limit = model.limit(settings.max_length)
+    prompts = read_prompts(sample(rows, settings), template, model.tokenizer, limit, where=where, available=rows.num_rows)
     yield prompts
     yield from stream_activations(model, prompts, settings.batch_tokens)
 

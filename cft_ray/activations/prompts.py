@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
+from cft_ray.data.accounts import RowAccount
 from cft_ray.data.rows import dictionaries
 from cft_ray.data.templates import prompt
 from cft_ray.errors import UserError
@@ -23,12 +24,25 @@ class Prompts:
         languages: [prompts] ISO 639-1 codes.
         tokens: [prompts] token ids, cut at the limit.
         truncated: [prompts] whether it was cut.
+        available: rows of the data set that they were drawn from.
     """
 
     ids: list[str]
     languages: list[str]
     tokens: list[list[int]]
     truncated: list[bool]
+    available: int
+
+    @property
+    def account(self) -> RowAccount:
+        """Of all rows of the data set."""
+        aside, cut = self.available - len(self), sum(self.truncated)
+        return RowAccount(
+            came=self.available,
+            used=len(self),
+            set_aside={"not_in_sample": aside} if aside else {},
+            noted={"truncated": cut} if cut else {},
+        )
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -50,7 +64,13 @@ def sample(rows: pa.Table, settings: ActivationSettings) -> pa.Table:
 
 
 def read_prompts(
-    rows: pa.Table, template: Template | None, tokenizer: PreTrainedTokenizerBase, limit: int, *, where: str
+    rows: pa.Table,
+    template: Template | None,
+    tokenizer: PreTrainedTokenizerBase,
+    limit: int,
+    *,
+    where: str,
+    available: int | None = None,
 ) -> Prompts:
     """Encode the prompts of canonical rows, as generation does; answers are not looked at.
 
@@ -60,6 +80,7 @@ def read_prompts(
         tokenizer: of the model.
         limit: tokens; what is beyond is cut off and counted.
         where: the rows' source, for messages.
+        available: rows that these were drawn from; none: these.
 
     Raises:
         UserError: a row without a prompt.
@@ -80,4 +101,5 @@ def read_prompts(
         languages=rows["language"].to_pylist(),
         tokens=[ids[:limit] for ids in tokens],
         truncated=[len(ids) > limit for ids in tokens],
+        available=rows.num_rows if available is None else available,
     )

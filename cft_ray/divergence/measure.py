@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from cft_ray.data.accounts import RowAccount
 from cft_ray.divergence.kl import divergences, logits
 from cft_ray.errors import UserError
 from cft_ray.grid.settings import DivergenceSettings, Template, TrainingSettings
@@ -42,11 +43,13 @@ class Divergence:
         rows: per row used: ``id``, ``language``, the tokens of prompt and answer, and the sums of KL over them in nats.
         drawn: rows drawn from the data set.
         too_long: rows of these that were left out because of their length.
+        account: of all rows of the data set.
     """
 
     rows: pa.Table
     drawn: int
     too_long: int
+    account: RowAccount
 
     def similarity(self, left: str, right: str) -> list[dict[str, Any]]:
         """Rows of the table `similarity`: ``kl_prompt``, ``kl_answer``, ``kl_all``, of all rows and of each language's.
@@ -131,6 +134,7 @@ def compare(
 ) -> Divergence:
     """As `measure_divergence`, of models that are loaded."""
     _check(left, right)
+    available = rows.num_rows
     if settings.sample is not None:
         chosen, _ = select(rows.num_rows, min(settings.sample, rows.num_rows), settings.seed)
         rows = rows.take(pa.array(np.sort(chosen)))
@@ -145,7 +149,10 @@ def compare(
     names = rows.select(["id", "language"]).take(pa.array(examples.places))
     tokens = [examples.prompts.astype(np.int64) - 1, examples.targets]
     columns = [*names.columns, *(pa.array(column) for column in (*tokens, nats[:, 0], nats[:, 1]))]
-    return Divergence(pa.Table.from_arrays(columns, schema=_SCHEMA), rows.num_rows, examples.counts.too_long)
+    drawn = examples.counts.account(TrainingSettings(max_length=limit))
+    aside = {"not_in_sample": available - rows.num_rows} if available > rows.num_rows else {}
+    account = drawn.model_copy(update={"came": available, "set_aside": aside})
+    return Divergence(pa.Table.from_arrays(columns, schema=_SCHEMA), rows.num_rows, examples.counts.too_long, account)
 
 
 @torch.inference_mode()

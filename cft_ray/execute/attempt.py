@@ -27,6 +27,7 @@ from cft_ray.execute.tables import attempt_row, send_artifact, send_attempt
 from cft_ray.execute.work import Work
 from cft_ray.metrics.reporter import Reporter
 from cft_ray.stages import runner
+from cft_ray.stages.accounting import settle
 
 POLL = 0.5
 """seconds between looks at a lease that another run holds"""
@@ -98,6 +99,7 @@ def _attempt(told: Work, store: ArtifactStore, lease: Lease, reporter: Reporter,
 
     try:
         outputs = runner(stage.kind)(context)
+        settle(stage, outputs, output)
         made = store.publish(
             stage, output, outputs=outputs, attempt=lease.attempt, seconds=time.monotonic() - clock, versions=_versions()
         )

@@ -32,6 +32,7 @@ from cft_ray.execute.tables import send_cells, send_missing
 from cft_ray.execute.trial import trial
 from cft_ray.execute.work import Work
 from cft_ray.grid.loggers import Logger
+from cft_ray.metrics.accounts import accounts, lines
 from cft_ray.metrics.reporter import Reporter, start_reporter
 from cft_ray.plan.stage import Plan, skips
 
@@ -170,6 +171,9 @@ def run(
             reporter.finish()
         release_run(store.storage, schedule.running, name)  # of stages that were stopped; their processes are gone now
     outcome = _outcome(plan, schedule, store, interrupt.wished)
+    read = accounts(store.storage)
+    for text in lines((f"{stage.kind} {stage.label or key[:12]}", read.get(key)) for key, stage in outcome.stages.items()):
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
     for text in skips(stage.skip for stage in outcome.stages.values() if stage.status == "skipped"):
         console.print(text, markup=False, highlight=False, soft_wrap=True)
     if outcome.interrupted:

@@ -12,7 +12,9 @@ from rich.text import Text
 from cft_ray.artifacts.lease import holder
 from cft_ray.artifacts.storage import Storage
 from cft_ray.artifacts.store import ArtifactStore
+from cft_ray.data.accounts import RowAccount
 from cft_ray.execute.record import RecordedPlan, load_plan
+from cft_ray.metrics.accounts import accounts, lines
 from cft_ray.metrics.store import read_files
 from cft_ray.plan.stage import skips
 
@@ -33,6 +35,8 @@ class StageStatus:
     seconds: float | None
     error: str | None
     skip: str | None
+    rows: RowAccount | None = None
+    """what became of the rows that it read"""
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,11 @@ class GridStatus:
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
-        return {**vars(self), "stages": [vars(stage) for stage in self.stages]}
+        stages = [
+            vars(stage) | {"rows": None if stage.rows is None else stage.rows.model_dump() | {"share_left_out": stage.rows.share}}
+            for stage in self.stages
+        ]
+        return {**vars(self), "stages": stages}
 
 
 def status(storage_uri: str, grid: str | None = None) -> GridStatus:
@@ -85,13 +93,14 @@ def status(storage_uri: str, grid: str | None = None) -> GridStatus:
             states[key] = "skipped"
         else:
             states[key] = "failed" if last and last["status"] == "failed" else "waiting"
-    stages = tuple(_stage(plan, key, state, attempts.get(key)) for key, state in states.items())
+    read = accounts(storage)
+    stages = tuple(_stage(plan, key, state, attempts.get(key), read.get(key)) for key, state in states.items())
     there = {key for key, stage in plan.stages.items() if states[key] == "done" or stage.skip is not None}
     complete = sum(there.issuperset(cell["roles"].values()) for cell in plan.cells)
     return GridStatus(plan.grid, storage.uri, plan.started, stages, len(plan.cells), complete)
 
 
-def _stage(plan: RecordedPlan, key: str, state: str, last: dict[str, Any] | None) -> StageStatus:
+def _stage(plan: RecordedPlan, key: str, state: str, last: dict[str, Any] | None, rows: RowAccount | None) -> StageStatus:
     stage = plan.stages[key]
     return StageStatus(
         fingerprint=key,
@@ -102,6 +111,7 @@ def _stage(plan: RecordedPlan, key: str, state: str, last: dict[str, Any] | None
         seconds=last["seconds"] if last and state == "done" else None,
         error=last["error"] if last and state == "failed" else None,
         skip=stage.skip if state == "skipped" else None,
+        rows=rows if state == "done" else None,
     )
 
 
@@ -129,17 +139,20 @@ def show(found: GridStatus, console: Console, *, errors_whole: bool = False) -> 
     started = datetime.fromisoformat(found.started).astimezone().strftime("%Y-%m-%d %H:%M")
     console.print(Text(f"{found.grid} in {found.storage}, last started {started}", style="bold"))
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("stage", "state", "attempts", "seconds"):
-        table.add_column(column, justify="right" if column in ("attempts", "seconds") else "left")
+    for column in ("stage", "state", "attempts", "seconds", "rows used"):
+        table.add_column(column, justify="right" if column in ("attempts", "seconds", "rows used") else "left")
     for stage in found.stages:
         seconds = f"{stage.seconds:.1f}" if stage.seconds is not None else ""
         name = f"{stage.kind} {stage.label or stage.fingerprint[:12]}"
-        table.add_row(Text(name), Text(stage.state, style=_STYLES[stage.state]), str(stage.attempts or ""), seconds)
+        rows = f"{stage.rows.used:,} of {stage.rows.came:,}" if stage.rows is not None else ""
+        table.add_row(Text(name), Text(stage.state, style=_STYLES[stage.state]), str(stage.attempts or ""), seconds, rows)
     console.print(table)
     for stage in found.stages:
         if stage.error:
             text = stage.error if errors_whole else "\n".join(stage.error.splitlines()[:2])
             console.print(Text(f"✗ {stage.kind} {stage.label or stage.fingerprint[:12]}: {text}", style="red"))
+    for text in lines((f"{stage.kind} {stage.label or stage.fingerprint[:12]}", stage.rows) for stage in found.stages):
+        console.print(Text(text, style="yellow"))
     for text in skips(stage.skip for stage in found.stages):
         console.print(Text(text, style="yellow"))
     states = ", ".join(f"{count} {state}" for state in _STYLES if (count := found.count(state)))

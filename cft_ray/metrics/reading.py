@@ -4,7 +4,7 @@ Files are looked up when a frame is collected, so a frame follows a running grid
 files away. What counts when a stage ran more than once:
 
 - `steps`: per step, the highest attempt (a resumed training sends the steps after its checkpoint again);
-- `scores`, `samples`, `similarity`, `layers`, `replay`: the rows of the highest attempt that is done;
+- `scores`, `samples`, `similarity`, `layers`, `replay`, `rows`: the rows of the highest attempt that is done;
 - `stages`: every attempt, in its last state;
 - `cells`: a cell as it was in the last run of its grid.
 """
@@ -54,6 +54,11 @@ class Results:
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
 
+    @property
+    def storage(self) -> Storage:
+        """Where the tables lie."""
+        return self._storage
+
     def cells(self) -> pl.LazyFrame:
         """One row per cell and role: the stage that plays it, as of the last run that had the cell."""
         return self._table("cells").filter(_last("attempt", "grid", "cell")).sort("grid", "attempt", "sequence")
@@ -86,6 +91,10 @@ class Results:
     def replay(self) -> pl.LazyFrame:
         """One row per replay artifact, side (generated or original answers), measure and language."""
         return self._of_done_attempts("replay")
+
+    def rows(self) -> pl.LazyFrame:
+        """One row per stage that reads rows and fate of them: came, used, and by reason left_out, set_aside, noted."""
+        return self._of_done_attempts("rows")
 
     def results(self) -> pl.LazyFrame:
         """What people want: one row per cell, benchmark and language, and one with the language ``mean``.

@@ -182,6 +182,25 @@ _REPLAY = _table(
     ],
 )
 
+_ROWS = _table(
+    "rows",
+    "one per stage that reads rows and fate of them: came, used, and left_out, set_aside, noted for each reason",
+    [
+        _column("kind", _TEXT, "stage kind", required=True),
+        _column("label", _TEXT, "what people read"),
+        _column(
+            "fate",
+            _TEXT,
+            "came: rows in; used; left_out: wanted and missing; set_aside: not asked for; noted: used, with something to know",
+            required=True,
+        ),
+        _column("reason", _TEXT, "too_long, no_output …; null for came and used"),
+        _column("count", _INT, "rows", required=True),
+        _column("share", _FLOAT, "used, left_out: of the rows wanted (came less set_aside); noted: of used; else of came"),
+        _column("found", _TEXT, "what was found in such rows, e.g. how a language is spelled"),
+    ],
+)
+
 SCHEMAS: dict[str, pa.Schema] = {
     "cells": _CELLS,
     "stages": _STAGES,
@@ -191,6 +210,7 @@ SCHEMAS: dict[str, pa.Schema] = {
     "similarity": _SIMILARITY,
     "layers": _LAYERS,
     "replay": _REPLAY,
+    "rows": _ROWS,
 }
 """Table -> schema, key columns first."""
 

@@ -11,6 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from cft_ray.errors import UserError
+from cft_ray.metrics.accounts import accounts, lines
+from cft_ray.metrics.reading import Results
 
 Format = Literal["parquet", "csv", "json"]
 FORMATS: tuple[str, ...] = get_args(Format)
@@ -88,6 +90,17 @@ def _names(summary: pl.DataFrame) -> list[str]:
             name += "".join(f"  {path.rpartition('.')[2]}={value}" for path, value in json.loads(cell["settings"]).items())
         names.append(name)
     return names
+
+
+def row_lines(results: Results, grid: str | None) -> list[str]:
+    """A line for each stage of a grid that lost rows, or used some with something to know; of all grids: None."""
+    found = results.rows().select("fingerprint").unique()
+    if grid is not None:
+        found = found.join(results.stages().filter(pl.col("grid") == grid), on="fingerprint", how="semi")
+    wanted = set(found.collect()["fingerprint"])
+    named = results.rows().filter(pl.col("fate") == "came").select("fingerprint", "kind", "label").collect()
+    read = accounts(results.storage)
+    return lines((f"{kind} {label or key[:12]}", read.get(key)) for key, kind, label in named.iter_rows() if key in wanted)
 
 
 def exported(frame: pl.DataFrame, form: str) -> bytes:

@@ -297,10 +297,17 @@ class _Builder:
         for role, stage in (more or {}).items():
             inputs[role] = stage.fingerprint
         checkpoint = checkpoints.get("model")
-        key = (id(training), template, id(checkpoint), scratch, id(strategy), seed)
+        key = (id(training), template, id(checkpoint), scratch, id(strategy), seed, data.label)
         if key not in self.specs:
             self.specs[key] = FinetuneSpec(
-                checkpoints=checkpoints, scratch=scratch, template=template, training=training, strategy=strategy, seed=seed
+                checkpoints=checkpoints,
+                scratch=scratch,
+                template=template,
+                training=training,
+                strategy=strategy,
+                seed=seed,
+                data=data.label,
+                allow_left_out=data.spec.allow_left_out if isinstance(data.spec, DatasetSpec) else self.grid.allow_left_out,
             )
         return self._add(self.specs[key], inputs, label, resources)
 

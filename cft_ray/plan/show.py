@@ -1,12 +1,13 @@
 """A plan in the terminal."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from cft_ray.data.accounts import RowAccount, percent, words
 from cft_ray.grid.schema import Grid
 from cft_ray.plan.estimate import Estimate
 from cft_ray.plan.memory import TrainingMemory
@@ -19,7 +20,14 @@ __all__ = ["as_json", "show"]
 _MOST_ROWS = 60
 
 
-def show(plan: Plan, grid: Grid, console: Console, artifacts: Iterable[Artifact] | None = None) -> None:
+def show(
+    plan: Plan,
+    grid: Grid,
+    console: Console,
+    artifacts: Iterable[Artifact] | None = None,
+    *,
+    rows: Mapping[str, RowAccount] | None = None,
+) -> None:
     """Print cells, unique stages, what is shared, what is cached or new and why, and what it will take.
 
     Args:
@@ -27,6 +35,7 @@ def show(plan: Plan, grid: Grid, console: Console, artifacts: Iterable[Artifact]
         grid: names device, price and storage.
         console: where to.
         artifacts: what exists; none: what the grid's storage holds.
+        rows: fingerprint -> account of the data sets that were read while planning.
     """
     seen = view(plan, grid, artifacts)
     console.print(_cells(seen))
@@ -36,6 +45,8 @@ def show(plan: Plan, grid: Grid, console: Console, artifacts: Iterable[Artifact]
         console.print(shared)
     if any(reason.status == "cached" for reason in seen.reasons.values()):
         console.print(_new(seen))
+    if rows:
+        console.print(_rows(plan, rows))
     trainings, memory = _trainings(seen)
     if trainings.row_count:
         console.print(trainings)
@@ -89,6 +100,17 @@ def _kinds(seen: PlanView) -> Table:
             _memory(kind.memory_bytes),
             *(_number(value) + more for value in (kind.device_hours, kind.money)),
         )
+    return table
+
+
+def _rows(plan: Plan, rows: Mapping[str, RowAccount]) -> Table:
+    table = _table("rows of local data sets", ("data set",), ("in", "used", "left out", "share"))
+    table.add_column("why", overflow="fold")
+    for fingerprint, account in rows.items():
+        aside = [f"{count:,} {words(reason)}" for reason, count in account.set_aside.items()]
+        why = "; ".join(part for part in (account.reasons(), ", ".join(aside)) if part)
+        numbers = (f"{account.came:,}", f"{account.used:,}", f"{account.lost:,}", percent(account.lost, account.wanted))
+        table.add_row(plan.stages[fingerprint].label, *numbers, why)
     return table
 
 

@@ -142,6 +142,8 @@ class FinetuneSpec(Spec):
     training: TrainingSettings
     strategy: StrategyRef | None = Field(default=None, description="None: plain full fine-tuning")
     seed: int = 0
+    data: str = locator("name of its data set in the grid, for messages", "")
+    allow_left_out: float = locator("share of its rows that may be left out", ALLOWED)
 
 
 class ReplaySpec(Spec):

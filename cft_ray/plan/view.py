@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from cft_ray.data.accounts import RowAccount
 from cft_ray.data.paths import local_path
 from cft_ray.grid.benchmarks import BENCHMARKS
 from cft_ray.grid.cells import cells
@@ -118,8 +119,22 @@ def stored(grid: Grid) -> Iterable[Artifact]:
     return ArtifactStore(Storage(uri)).manifests()
 
 
-def as_json(plan: Plan, grid: Grid, artifacts: Iterable[Artifact] | None = None) -> dict[str, Any]:
-    """The whole plan as JSON values: cells, stages in topological order with reason and estimate, sums per kind."""
+def as_json(
+    plan: Plan,
+    grid: Grid,
+    artifacts: Iterable[Artifact] | None = None,
+    *,
+    rows: Mapping[str, RowAccount] | None = None,
+) -> dict[str, Any]:
+    """The whole plan as JSON values: cells, stages in topological order with reason and estimate, sums per kind.
+
+    Args:
+        plan: of ``grid``.
+        grid: names device, price and storage.
+        artifacts: what exists; none: what the grid's storage holds.
+        rows: fingerprint -> account of the data sets that were read while planning.
+    """
+    rows = rows or {}
     seen = view(plan, grid, artifacts)
     cluster = grid.cluster
     return {
@@ -145,6 +160,7 @@ def as_json(plan: Plan, grid: Grid, artifacts: Iterable[Artifact] | None = None)
                 "why": str(seen.reasons[fingerprint]),
                 "nearest": seen.reasons[fingerprint].nearest,
                 "estimate": asdict(seen.estimates[fingerprint]),
+                "rows": rows[fingerprint].model_dump() if fingerprint in rows else None,
             }
             for fingerprint, stage in plan.stages.items()
         ],

@@ -15,6 +15,7 @@ import ray
 from cft_ray.activations.measure import Part, read_model
 from cft_ray.activations.prompts import Prompts
 from cft_ray.activations.store import Writer
+from cft_ray.data.accounts import KEY
 from cft_ray.data.rows import read_rows
 from cft_ray.metrics.schemas import table_of
 from cft_ray.plan.specs import ActivationsSpec
@@ -58,6 +59,7 @@ def run(context: StageContext) -> dict[str, Any]:
         "tokens": total,
         "layers": layers,
         "hidden_size": hidden,
+        KEY: prompts.account.model_dump(),
     }
 
 

@@ -9,6 +9,7 @@ from typing import Any, cast
 import pyarrow.parquet as pq
 import ray
 
+from cft_ray.data.accounts import KEY
 from cft_ray.data.rows import read_rows
 from cft_ray.divergence.measure import Divergence, measure_divergence
 from cft_ray.metrics.schemas import table_of
@@ -34,7 +35,7 @@ def run(context: StageContext) -> dict[str, Any]:
     tables.mkdir()
     pq.write_table(found.rows, context.output / "rows.parquet")
     pq.write_table(table_of("similarity", found.similarity(left, right)), tables / "similarity.parquet")
-    return {"data": data, **found.summary}
+    return {"data": data, **found.summary, KEY: found.account.model_dump()}
 
 
 def _measure(context: StageContext) -> Divergence:

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from cft_ray.data.accounts import KEY, RowAccount
 from cft_ray.embedding import store
 from cft_ray.embedding.blocks import blocks_of
 from cft_ray.embedding.work import embedded
@@ -55,6 +56,13 @@ def run(context: StageContext) -> dict[str, Any]:
     counts: Counter[str] = Counter()
     languages = store.write(context.output, _in_order(folder, len(blocks), counts))
     dimension = pq.read_schema(next((context.output / store.PARTS).iterdir())).field("vector").type.list_size
+    account = RowAccount(
+        came=blocks.available,
+        used=sum(languages.values()),
+        left_out={"empty": counts["empty"]} if counts["empty"] else {},
+        set_aside={"not_in_sample": blocks.available - blocks.rows} if blocks.available > blocks.rows else {},
+        noted={"truncated": counts["truncated"]} if counts["truncated"] else {},
+    )
     return {
         "data": sides.name(context.stage, "data"),
         "embedder": sides.name(context.stage, "embedder") if spec.checkpoints else "lexical",
@@ -65,6 +73,7 @@ def run(context: StageContext) -> dict[str, Any]:
         "empty": counts["empty"],
         "truncated": counts["truncated"],
         "dimension": dimension,
+        KEY: account.model_dump(),
         **({"note": note} if note else {}),
     }
 

@@ -20,6 +20,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
+from cft_ray.data.accounts import KEY
 from cft_ray.errors import StageFailed, UserError
 from cft_ray.plan.specs import FinetuneSpec
 from cft_ray.stages.context import StageContext
@@ -114,13 +115,14 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     if rank == 0 and remote:
         _copy(str(output), f"{context.checkpoints}/output")
         shutil.rmtree(output)
+    spec = context.stage.spec
+    assert isinstance(spec, FinetuneSpec)
     outputs = {
         "steps": summary.steps,
         "tokens": summary.tokens,
         "samples": summary.samples,
         "rows": summary.counts.used,
-        "rows_too_long": summary.counts.too_long,
-        "rows_without_target": summary.counts.without_target,
+        KEY: summary.counts.account(spec.training).model_dump(),
         "loss_first": summary.loss_first,
         "loss_last": summary.loss_last,
         "trainable_fraction": summary.facts.get("trainable_fraction", summary.trainable_fraction),
@@ -167,6 +169,9 @@ def _job(context: StageContext, output: Path) -> Any:
         output=str(output),
         scratch=str(context.scratch),
         checkpoints=f"{context.checkpoints}/steps",
+        label=f"training {context.stage.label}".strip(),
+        data=spec.data,
+        allow_left_out=spec.allow_left_out,
         fingerprint=context.stage.fingerprint,
         loggers=context.loggers,
     )

@@ -16,6 +16,7 @@ from typing import Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cft_ray.data.accounts import KEY, RowAccount
 from cft_ray.data.rows import FILE, SCHEMA, dictionaries, read_rows, write_rows
 from cft_ray.data.templates import prompt
 from cft_ray.errors import UserError
@@ -149,9 +150,15 @@ def _write(context: StageContext, spec: ReplaySpec, chosen: pa.Table, passes: li
         "finish_reason": [answer.finish_reason for answer in found],
     }
     write_rows(context.output / FILE, [pa.table(columns)], REPLAY_SCHEMA)
+    noted = {
+        "empty": sum(not text.strip() for text in texts),
+        "truncated": sum(answer.finish_reason != "stop" for answer in found),
+    }
+    account = RowAccount(came=len(chosen), used=len(found), noted={reason: count for reason, count in noted.items() if count})
     return {
         "rows": len(found),
         "tokens": sum(answer.tokens for answer in found),
         "empty": sum(not text.strip() for text in texts),
         "truncated": sum(answer.finish_reason != "stop" for answer in found),
+        KEY: account.model_dump(),
     }

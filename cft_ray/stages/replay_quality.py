@@ -9,6 +9,7 @@ from typing import Any, cast
 import pyarrow.parquet as pq
 import ray
 
+from cft_ray.data.accounts import KEY, RowAccount
 from cft_ray.data.rows import FILE, read_rows
 from cft_ray.metrics.schemas import table_of
 from cft_ray.plan.specs import ReplayQualitySpec
@@ -37,7 +38,8 @@ def run(context: StageContext) -> dict[str, Any]:
     pq.write_table(table_of("replay", [{"replay": name, **row} for row in found.measures]), tables / "replay.parquet")
     whole = {row["measure"]: row["value"] for row in found.measures if row["side"] == GENERATED and row["language"] is None}
     generated = sum(side == GENERATED for side in found.rows["side"].to_pylist())
-    return {"rows": generated, **{measure: whole[measure] for measure in SHOWN if measure in whole}}
+    account = RowAccount(came=int(context.summary("replay")["rows"]), used=generated)
+    return {"rows": generated, KEY: account.model_dump(), **{measure: whole[measure] for measure in SHOWN if measure in whole}}
 
 
 def _measure(context: StageContext) -> Quality:

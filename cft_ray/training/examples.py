@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
+from cft_ray.data.accounts import RowAccount
 from cft_ray.data.templates import render
 from cft_ray.errors import UserError
 from cft_ray.grid.settings import Template, TrainingSettings
@@ -37,6 +38,18 @@ class RowCounts:
     """rows over ``max_length``: dropped or truncated, as the settings say"""
     without_target: int
     """rows left out because no token of theirs takes part in the loss"""
+
+    def account(self, settings: TrainingSettings) -> RowAccount:
+        """The same as every stage says it; `TrainingSettings.long_rows` tells whether long rows were left out or cut."""
+        cut = settings.long_rows == "truncate"
+        left_out = {"without_target": self.without_target} | ({} if cut else {"too_long": self.too_long})
+        noted = {"truncated": self.too_long} if cut else {}
+        return RowAccount(
+            came=self.rows,
+            used=self.used,
+            left_out={reason: count for reason, count in left_out.items() if count},
+            noted={reason: count for reason, count in noted.items() if count},
+        )
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,9 @@ class Job(BaseModel):
     output: str = Field(description="folder that gets `model/` and `tables/steps.parquet`; written by rank 0")
     scratch: str = Field(description="folder for intermediate files")
     checkpoints: str = Field(description="folder or URI of mid-run state")
+    label: str = Field(default="the training", description="what messages call it")
+    data: str = Field(default="", description="name of its data set in the grid, for messages")
+    allow_left_out: float = Field(default=1.0, description="share of its rows that may be left out in encoding")
     fingerprint: str = Field(default="", description="of the stage; entered into the step rows and checked on resume")
     loggers: tuple[Logger, ...] = Field(default=(), description="see `loggers.build`")
 

@@ -20,6 +20,7 @@ from torch import distributed
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
+from cft_ray.data.accounts import RowAccount, refuse_lost
 from cft_ray.errors import StageFailed, UserError
 from cft_ray.metrics.schemas import table_of
 from cft_ray.strategies.base import Strategy
@@ -203,14 +204,16 @@ class _Pace:
 def _examples(job: Job, tokenizer: PreTrainedTokenizerBase) -> Examples:
     """Encoded rows: one rank of each machine encodes, the others map what it wrote."""
     folder = Path(job.scratch) / "examples"
-    problem: UserError | None = None
+    problem: UserError | StageFailed | None = None
     if engine.is_first_of_machine():
         try:
             shutil.rmtree(folder, ignore_errors=True)
-            encode(pq.read_table(job.rows), job.template, tokenizer, job.training, where=job.rows).save(folder)
-        except UserError as error:
+            examples = encode(pq.read_table(job.rows), job.template, tokenizer, job.training, where=job.rows)
+            _refuse_lost(job, examples.counts.account(job.training).checked(job.label))
+            examples.save(folder)
+        except (UserError, StageFailed) as error:
             problem = error
-    problems: list[UserError | None] = [None] * distributed.get_world_size()
+    problems: list[UserError | StageFailed | None] = [None] * distributed.get_world_size()
     distributed.all_gather_object(problems, problem)
     for error in problems:
         if error is not None:
@@ -232,6 +235,18 @@ def _listeners(job: Job, rank: int) -> list[loggers.StepLogger]:
     if outcome[0] is not None:
         raise outcome[0]
     return built
+
+
+def _refuse_lost(job: Job, account: RowAccount) -> None:
+    setting = f"datasets.{job.data}.allow_left_out" if job.data else "allow_left_out"
+    refuse_lost(
+        account,
+        job.allow_left_out,
+        what=job.label,
+        where=f"training.max_length {job.training.max_length}",
+        setting=setting,
+        fix="raise training.max_length, set training.long_rows to truncate",
+    )
 
 
 def _strategy(job: Job) -> Strategy:

@@ -123,7 +123,7 @@ def test_stage_in_a_ray_task(tmp_path: Path, ray_session: None, planted: str) ->
     spec = ReplayQualitySpec(template=TOY, max_length=200)
     stage = Stage(spec, {"replay": "a" * 64, "english": "b" * 64, "model": "c" * 64}, resources=Resources(cpus=1))
     inputs = {name: tmp_path / name for name in ("replay", "english")}
-    made = Alone(tmp_path, stage, inputs, {"model": planted})
+    made = Alone(tmp_path, stage, inputs, {"model": planted}, {"replay": {"rows": 5}})
     outputs = run(made)
     assert outputs["rows"] == 5 and outputs["empty"] == pytest.approx(0.2)
     written = pq.read_table(made.output / "tables" / "replay.parquet").to_pylist()

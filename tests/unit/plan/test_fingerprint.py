@@ -179,6 +179,7 @@ def test_what_is_no_identity():
     assert free == {
         "files",
         "allow_left_out",
+        "data",
         "checkpoints.path",
         "items.files",
         "nltk_data",
