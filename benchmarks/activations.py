@@ -39,7 +39,7 @@ def main() -> None:
         model = load(str(create(shape, 0, Path(folder))), "bfloat16" if torch.cuda.is_available() else "float32")
     generator = np.random.default_rng(0)
     tokens = [generator.integers(3, 259, size).tolist() for size in generator.integers(16, 257, arguments.prompts)]
-    prompts = Prompts([str(n) for n in range(len(tokens))], ["en"] * len(tokens), tokens, [False] * len(tokens))
+    prompts = Prompts([str(n) for n in range(len(tokens))], ["en"] * len(tokens), tokens, [False] * len(tokens), len(tokens))
     count = sum(map(len, tokens))
     runs: dict[str, list[float]] = {"bare": [], "activations": []}
     for _ in range(arguments.repeats + 1):  # the first round warms up
