@@ -1,11 +1,11 @@
 """When a run will end: what is left of its schedule, played forward with the times that its stages have taken so far. Pure.
 
 The plan's estimates are in nominal seconds: they say how two stages of a kind compare, and little about a machine. So a stage
-is expected to take as long as those of its kind that are nearest to it in cost, scaled by the ratio of the costs; what
-passed before their first progress (imports, loading, compilation) is not scaled. Of running stages, the pace of their
-progress counts as soon as a tenth is done. The first stage of a kind, which pays for what the others find ready, counts
-only until there is another. What is expected is then played through the schedule itself, with its order and its admission,
-so that what fits beside each other is known and a long tail is seen.
+is expected to take as long as those of its kind that are nearest to it in cost, scaled by the ratio of the costs, the last
+ones counting most; what passed before their first progress (imports, loading, compilation) is not scaled. Of running stages,
+the pace of their progress counts as soon as a tenth is done. The first stage of a kind, which pays for what the others find
+ready, counts only until there is another. What is expected is then played through the schedule itself, with its order and
+its admission, so that what fits beside each other is known and a long tail is seen.
 
 A kind of which nothing is measured yet is taken at its nominal cost, by the pace of the others; while such kinds are more
 than a third of what is left, nothing is foretold.
@@ -27,6 +27,8 @@ LATE = 0.1
 """a stage that is over its time is expected to take this share of its time more"""
 FIRST_START = 0.5
 """share of the start of a kind's first stage that is taken to be paid once, before another has started"""
+FADING = 0.7
+"""weight of a measurement relative to that of the next one: how busy a machine is changes"""
 ALIKE = 1.05
 """ratio of two costs up to which they are the same"""
 
@@ -203,7 +205,8 @@ class _Pace:
         distances = [_distance(each.cost, cost) for each in found]
         nearest = min(distances) + math.log(ALIKE)
         near = [each.scaled(cost) for each, distance in zip(found, distances, strict=True) if distance <= nearest]
-        return sum(near) / len(near), True
+        weights = [FADING**age for age in reversed(range(len(near)))]
+        return sum(weight * seconds for weight, seconds in zip(weights, near, strict=True)) / sum(weights), True
 
     def _without_start(self, kind: str, measured: Measured) -> Measured:
         """As it would have been with all loaded; where no progress told its start, its work went at the pace of other kinds."""
