@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 
 from ray import tune
@@ -151,11 +152,12 @@ def run(
     check_locks(store.storage)
     save_plan(store.storage, plan)
     name = uuid.uuid4().hex
+    anchored = tuple(logger.anchored(Path.cwd()) for logger in loggers)
 
     def work(fingerprint: str, host: str | None) -> Work:
         stage = plan.stages[fingerprint]
         kinds = {source: plan.stages[source].kind for source in stage.inputs.values()}
-        return Work(stage, kinds, store.storage.uri, plan.grid, name, tuple(loggers), host)
+        return Work(stage, kinds, store.storage.uri, plan.grid, name, anchored, host)
 
     with Interrupt().watching() as interrupt:
         cached = verify_cached(plan, store, console, interrupt)

@@ -4,6 +4,7 @@ The same model goes from the YAML to the training's process; `cft_ray.training.l
 """
 
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -41,6 +42,15 @@ class Logger(Settings):
             if option not in OPTIONS[self.name]:
                 raise ValueError(f"{self.name} has no option {option!r}; it has {', '.join(OPTIONS[self.name])}")
         return self
+
+    def anchored(self, folder: Path) -> "Logger":
+        """The same with relative folders below ``folder``: a training's process has a working directory of its own."""
+        given: dict[str, str] = {}
+        for option in ("folder", "dir", "tracking_uri"):
+            value = getattr(self, option) or ("tensorboard" if self.name == "tensorboard" and option == "folder" else None)
+            if value is not None and "://" not in value and not (option == "tracking_uri" and value.startswith("databricks")):
+                given[option] = str(folder.absolute() / Path(value).expanduser())
+        return self.model_copy(update=given)
 
     @property
     def options(self) -> dict[str, Any]:

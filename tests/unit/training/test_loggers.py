@@ -28,6 +28,17 @@ def test_mlflow_gets_the_row(tmp_path, monkeypatch):
     assert metric.read_text().split()[1:3] == ["1.5", "3"]
 
 
+def test_relative_folders_are_the_user_s_and_not_the_worker_s(tmp_path):
+    def anchored(**options):
+        return Logger(**options).anchored(tmp_path).options
+
+    assert anchored(name="tensorboard") == {"folder": f"{tmp_path}/tensorboard"}
+    assert anchored(name="tensorboard", folder="/x/y") == {"folder": "/x/y"}
+    assert anchored(name="mlflow", tracking_uri="mlruns") == {"tracking_uri": f"{tmp_path}/mlruns"}
+    assert anchored(name="mlflow", tracking_uri="http://h:1") == {"tracking_uri": "http://h:1"}
+    assert anchored(name="wandb", project="p", dir="w") == {"project": "p", "dir": f"{tmp_path}/w"}
+
+
 def test_a_logger_that_cannot_be_opened_says_which_and_why(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="tensorboard"):
