@@ -111,7 +111,9 @@ def test_the_stage_writes_its_tables_in_process_and_under_ray(tmp_path, pair, re
     write_rows(tmp_path / FILE, [ROWS])
     made = context(tmp_path / "a", pair, tmp_path)
     outputs = divergence_stage.run(made)
-    expected = measured(pair)
+    expected, account = measured(pair), outputs.pop("account")
+    assert account == expected.account.checked("divergence").model_dump()
+    assert (account["came"], account["used"]) == (ROWS.num_rows, expected.rows.num_rows)
     assert outputs == {"data": "c" * 64, **expected.summary}
     assert pl.read_parquet(made.output / "rows.parquet").equals(pl.DataFrame(pl.from_arrow(expected.rows)))
     similarity = pl.read_parquet(made.output / "tables" / "similarity.parquet")
@@ -120,7 +122,9 @@ def test_the_stage_writes_its_tables_in_process_and_under_ray(tmp_path, pair, re
     assert similarity.filter(pl.col("language").is_null(), measure="kl_all")["value"].to_list() == [outputs["kl_all"]]
 
     request.getfixturevalue("ray_session")
-    assert divergence_stage.run(context(tmp_path / "b", pair, tmp_path)) == pytest.approx(outputs)
+    again = divergence_stage.run(context(tmp_path / "b", pair, tmp_path))
+    assert again.pop("account") == account
+    assert again == pytest.approx(outputs)
     with pytest.raises(UserError, match="no such folder"):
         divergence_stage.run(context(tmp_path / "c", (pair[0], "nowhere"), tmp_path))
 
