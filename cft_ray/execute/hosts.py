@@ -22,9 +22,9 @@ T = TypeVar("T")
 class Host:
     """The actor: does one stage's work after the other."""
 
-    def run(self, work: Callable[[StageContext], T], context: StageContext) -> T:
-        """``work(context)``."""
-        return work(context)
+    def run(self, work: Callable[..., T], context: StageContext, *more: Any) -> T:
+        """``work(context, *more)``."""
+        return work(context, *more)
 
 
 class Hosts:

@@ -54,7 +54,7 @@ class TrainingSettings(Settings):
     steps: int | None = Field(default=None, gt=0, description="optimizer steps; exclusive with `epochs`")
     batch_size: int = Field(default=16, gt=0, description="samples per optimizer step over all workers (packs, if `packing`)")
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup_steps: int = Field(default=10, ge=0, description="linear warm-up")
+    warmup_steps: int = Field(default=10, ge=0, description="linear warm-up from 0; the first step changes nothing")
     weight_decay: float = Field(default=0.0, ge=0)
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.999, ge=0, lt=1)

@@ -1,13 +1,16 @@
-"""Training a model: `cft_ray.training` under Ray Train.
+"""Training a model: `cft_ray.training`, in one process or under Ray Train.
 
-The trial's driver reads and mixes the rows; the workers, wherever they run, fetch the model and the other inputs from
-the artifact store, train, and rank 0 reports steps. What a restart continues from is our own checkpoint under
-``context.checkpoints``, so it serves a dead worker (Ray Train starts the group again) and a dead driver alike.
+One worker trains in a process with the stage's CPUs and GPUs (`cft_ray.stages.remote`), which Ray keeps on CPUs: the next
+training finds everything imported. Several workers are started by Ray Train (`cft_ray.stages.ray_train`). The workers, wherever they
+run, fetch the model and the other inputs from the artifact store, train, and rank 0 reports steps. What a restart continues
+from is our own checkpoint under ``context.checkpoints``, so it serves a dead worker and a dead driver alike, and any number of
+workers.
 """
 
 import logging
 import shutil
 import threading
+import traceback
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -16,18 +19,14 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import ray
-from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2.api.exceptions import TrainingFailedError
 
 from cft_ray.data.accounts import KEY
 from cft_ray.errors import StageFailed, UserError
 from cft_ray.plan.specs import FinetuneSpec
+from cft_ray.stages import remote
 from cft_ray.stages.context import StageContext
 from cft_ray.strategies import Strategy, load
 
-RESTARTS = 2
-"""times that a dead worker group is started again within one attempt"""
 REPORT_SECONDS = 1.0
 """steps are sent to the tables this often"""
 
@@ -37,82 +36,100 @@ def run(context: StageContext) -> dict[str, Any]:
 
     Raises:
         UserError: rows, model or settings that cannot be trained with.
-        StageFailed: the training diverged, or its workers died more than `RESTARTS` times.
+        StageFailed: the training diverged, or several workers died more than `ray_train.RESTARTS` times.
+        RayError: the process of a training of one worker died; the run tries it again.
     """
-    spec, resources = context.stage.spec, context.stage.resources
-    assert isinstance(spec, FinetuneSpec)
-    logging.getLogger("ray.train").setLevel(logging.WARNING)
-    gpu = resources.gpus > 0
-    trainer = TorchTrainer(
-        _worker,
-        train_loop_config={
-            "context": context,
-            "rows": [ray.put(_rows(context, spec))],  # in a list: a bare reference would be resolved into every worker
-            "node": ray.get_runtime_context().get_node_id(),
-        },
-        scaling_config=ScalingConfig(
-            num_workers=resources.workers,
-            use_gpu=gpu,
-            resources_per_worker={"CPU": resources.cpus} | ({"GPU": resources.gpus} if gpu else {}),
-        ),
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
-        run_config=RunConfig(
-            # Ray Train would continue a run of the same name; ours are continued by our own checkpoints.
-            name=f"{context.stage.fingerprint[:16]}-{context.attempt}",
-            storage_path=f"{context.checkpoints}/ray",
-            failure_config=FailureConfig(max_failures=RESTARTS),
-        ),
-    )
-    try:
-        outcome = trainer.fit().return_value
-    except TrainingFailedError as error:
-        raise StageFailed(f"training workers failed: {_cause(error)}") from error
-    assert isinstance(outcome, dict)
-    if isinstance(error := outcome.get("error"), Exception):
-        raise error
-    if outcome["remote"]:
+    if context.stage.resources.workers == 1:
+        home = ray.get_runtime_context().get_node_id() if ray.is_initialized() else None
+        outputs, away = remote.call(alone, _ALONE, context, home)
+    else:
+        outputs, away = _in_group(context)
+    if away:
         _copy(f"{context.checkpoints}/output", str(context.output))
-    return outcome["outputs"]
+    return outputs
 
 
-def _rows(context: StageContext, spec: FinetuneSpec) -> pa.Table:
-    strategy = load(spec.strategy) if spec.strategy else Strategy()
-    rows = pq.read_table(context.input("data") / "rows.parquet")
-    mixed = strategy.rows(rows, {role: context.input(role) for role in context.stage.inputs}, spec.seed)
-    return mixed.select([name for name in rows.column_names if name in mixed.column_names])
+def _in_group(context: StageContext) -> tuple[dict[str, Any], bool]:
+    from cft_ray.stages import ray_train
+
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    told = {
+        "context": context,
+        "rows": [ray.put(_rows(context))],  # in a list: a bare reference would be resolved into every worker
+        "home": ray.get_runtime_context().get_node_id(),
+    }
+    return ray_train.run(
+        _worker,
+        told,
+        context.stage.resources,
+        name=f"{context.stage.fingerprint[:16]}-{context.attempt}",
+        storage=f"{context.checkpoints}/ray",
+    )
 
 
-def _cause(error: BaseException) -> str:
-    """The last line of what happened, which names the exception."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[-1]
+def _worker(told: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """One of several workers; what it raises ends the group."""
+    from torch import distributed
+
+    from cft_ray.training import group
+
+    context: StageContext = told["context"]
+    with group.joined():
+        problem: Exception | None = None
+        if group.is_first_of_machine():  # fetches into this machine's cache; the other ranks find it there
+            try:
+                _prepare(context, ray.get(told["rows"][0]))
+            except Exception as raised:  # noqa: BLE001 - raised by all below, so that none waits for the others
+                problem = raised
+        if problem := group.first_problem(problem):
+            raise problem
+        finished = _train(context, told["home"])
+        distributed.barrier()
+    return finished
 
 
-def _worker(config: dict[str, Any]) -> dict[str, Any]:
-    """One training worker. Errors that every rank meets alike are returned: starting again would not mend them."""
+def alone(context: StageContext, home: str | None) -> tuple[dict[str, Any], bool]:
+    """The only worker; the process is left as it was found."""
+    _prepare(context, _rows(context))
+    return _train(context, home)
+
+
+# Made once: to Ray each new remote function is another sort of task, with a process of its own.
+_ALONE = ray.remote(alone)
+
+
+def _train(context: StageContext, home: str | None) -> tuple[dict[str, Any], bool]:
+    """Train on this rank, whose files are prepared.
+
+    Args:
+        context: of the stage.
+        home: node whose local folder `context.output` is; None: this one.
+
+    Returns:
+        The stage's outputs, and whether the files are not in ``context.output`` but in its checkpoints, under ``output``.
+    """
     import torch
 
-    from cft_ray.training import engine
     from cft_ray.training.loop import train
 
-    context: StageContext = config["context"]
+    away = home is not None and ray.get_runtime_context().get_node_id() != home
+    output = context.scratch / "output" if away else context.output
+    leader = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+    live = _LiveSteps(context) if leader else None
+    threads = torch.get_num_threads()
     if context.stage.resources.gpus == 0:
         torch.set_num_threads(max(1, int(context.stage.resources.cpus)))
-    rank, _ = engine.join()
-    remote = ray.get_runtime_context().get_node_id() != config["node"]
-    output = context.scratch / "output" if remote else context.output
-    live = _LiveSteps(context) if rank == 0 else None
     try:
-        if engine.is_first_of_machine():  # fetches into this machine's cache; the other ranks find it there
-            _prepare(context, config["rows"][0])
-        torch.distributed.barrier()
         summary = train(_job(context, output), live.add if live else None)
-    except (UserError, StageFailed) as error:
-        return {"error": error}
+    except Exception as error:
+        if not isinstance(error, UserError | StageFailed):
+            error.add_note("in the training process:\n" + traceback.format_exc())  # which does not travel with it
+        raise
     finally:
+        torch.set_num_threads(threads)
         if live:
             live.close()
-    if rank == 0 and remote:
+    if leader and away:
         _copy(str(output), f"{context.checkpoints}/output")
         shutil.rmtree(output)
     spec = context.stage.spec
@@ -129,7 +146,17 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
         "frozen_fraction": summary.facts.get("frozen_fraction", 1 - summary.trainable_fraction),
         "strategy": summary.facts,
     }
-    return {"outputs": outputs, "remote": remote}
+    return outputs, away
+
+
+def _rows(context: StageContext) -> pa.Table:
+    """The rows to train on, with what the strategy changes in them."""
+    spec = context.stage.spec
+    assert isinstance(spec, FinetuneSpec)
+    strategy = load(spec.strategy) if spec.strategy else Strategy()
+    rows = pq.read_table(context.input("data") / "rows.parquet")
+    mixed = strategy.rows(rows, {role: context.input(role) for role in context.stage.inputs}, spec.seed)
+    return mixed.select([name for name in rows.column_names if name in mixed.column_names])
 
 
 def _initial(context: StageContext) -> Path:
@@ -140,11 +167,11 @@ def _training_rows(context: StageContext) -> Path:
     return context.scratch / "rows.parquet"
 
 
-def _prepare(context: StageContext, rows: Any) -> None:
+def _prepare(context: StageContext, rows: pa.Table) -> None:
     """What the ranks of this machine read: rows, and a model initialised here if the spec asks for one."""
     spec = context.stage.spec
     assert isinstance(spec, FinetuneSpec)
-    pq.write_table(ray.get(rows), _training_rows(context))
+    pq.write_table(rows, _training_rows(context))
     if spec.scratch is not None:
         from cft_ray.training import model
 

@@ -19,17 +19,17 @@ _WAITING = 4
 """parts that a streaming task may be ahead of whoever takes them"""
 
 
-def call(work: Callable[[StageContext], T], task: Any, context: StageContext) -> T:
-    """``work(context)``, where Ray runs in the stage's host or else as ``task``, which is its remote function.
+def call(work: Callable[..., T], task: Any, context: StageContext, *more: Any) -> T:
+    """``work(context, *more)``, where Ray runs in the stage's host or else as ``task``, which is its remote function.
 
     Raises:
         Exception: what the work raised, as it was.
     """
     if not ray.is_initialized():
-        return work(context)
+        return work(context, *more)
     if context.host is not None:
-        return cast(T, _got(ray.get_actor(context.host).run.remote(work, context)))
-    return cast(T, _got(task.options(**_options(context)).remote(context)))
+        return cast(T, _got(ray.get_actor(context.host).run.remote(work, context, *more)))
+    return cast(T, _got(task.options(**_options(context)).remote(context, *more)))
 
 
 def stream(work: Callable[[StageContext], Iterator[T]], task: Any, context: StageContext) -> Iterator[T]:

@@ -1,16 +1,16 @@
 """Mid-run checkpoints: each rank writes its shard, and a marker written last makes the checkpoint exist.
 
 A shard is a safetensors file with, for every trained parameter, this rank's part of the fp32 master weights and of the
-optimizer's moments. ZeRO-3 cuts a parameter, taken as one flat row of numbers, into equal parts; as the whole row can be
-put together again from the shards, a training continues on any number of workers. The sample order and the learning
-rate are functions of the step, so the step is all else that must be known. Nothing is pickled.
+optimizer's moments: of the parameter, taken as one flat row of numbers, cut into as many equal parts as there are ranks. As the
+whole row can be put together again from the shards, a training continues on any number of workers, whichever engine they
+need. The sample order and the learning rate are functions of the step, so the step is all else that must be known. Nothing is
+pickled.
 
     {checkpoints}/step-00000120/shard-0-of-2.safetensors, …, marker.json
 """
 
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,9 @@ from safetensors.torch import save_file
 from torch import distributed
 
 from cft_ray.errors import StageFailed
+from cft_ray.training.engine import Engine
 
 MARKER = "marker.json"
-MASTER = "fp32"
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,13 @@ class Checkpoints:
         self._files, self._root = pafs.FileSystem.from_uri(uri) if "://" in uri else (pafs.LocalFileSystem(), uri)
         self._local = local
 
-    def save(self, engine: Any, progress: Progress) -> None:
+    def save(self, engine: Engine, progress: Progress) -> None:
         """Write a checkpoint and remove older ones; every rank calls it."""
         rank, ranks = distributed.get_rank(), distributed.get_world_size()
         folder = f"{self._root}/step-{progress.step:08d}"
         self._local.mkdir(parents=True, exist_ok=True)
         shard = self._local / f"shard-{rank}-{os.getpid()}.safetensors"
-        tensors, scalars = _state(engine)
+        tensors = {f"{key}/{name}": tensor.cpu().clone() for name, state in engine.shares() for key, tensor in state.items()}
         tensors["rng"] = torch.get_rng_state()
         save_file(tensors, shard)
         self._files.create_dir(folder, recursive=True)
@@ -74,7 +74,7 @@ class Checkpoints:
         shard.unlink()
         distributed.barrier()
         if rank == 0:
-            self._write(f"{folder}/{MARKER}", {**vars(progress), "ranks": ranks, "scalars": scalars})
+            self._write(f"{folder}/{MARKER}", {**vars(progress), "ranks": ranks})
             for other in self._steps():
                 if other != progress.step:
                     self._files.delete_dir(f"{self._root}/step-{other:08d}")
@@ -89,7 +89,7 @@ class Checkpoints:
         distributed.broadcast_object_list(found, src=0)
         return found[0]
 
-    def load(self, engine: Any, step: int, identity: str) -> Progress:
+    def load(self, engine: Engine, step: int, identity: str) -> Progress:
         """Put a checkpoint's state into the engine; every rank calls it, however many there are.
 
         Raises:
@@ -98,13 +98,18 @@ class Checkpoints:
         folder = f"{self._root}/step-{step:08d}"
         with self._files.open_input_stream(f"{folder}/{MARKER}") as stream:
             marker = json.loads(stream.read())
-        ranks, scalars = marker.pop("ranks"), marker.pop("scalars")
+        ranks = marker.pop("ranks")
         progress = Progress(**marker)
         if progress.identity != identity:
             raise StageFailed(f"{folder} belongs to another training ({progress.identity[:12]}, not {identity[:12]})")
         rank, now = distributed.get_rank(), distributed.get_world_size()
         with _Shards(self._files, folder, ranks, self._local / f"resume-{rank}-{os.getpid()}") as shards:
-            _restore(engine, shards, scalars)
+            engine.begin_restore(step)
+            for name, state in engine.shares():
+                for key, tensor in state.items():
+                    count = tensor.numel()
+                    tensor.copy_(shards.read(f"{key}/{name}", rank * count, (rank + 1) * count))
+            engine.end_restore()
             if ranks == now:
                 torch.set_rng_state(shards.open(rank).get_tensor("rng"))
         return progress
@@ -174,53 +179,3 @@ class _Shards:
 
 def _shard(rank: int, ranks: int) -> str:
     return f"shard-{rank}-of-{ranks}.safetensors"
-
-
-def _trained(engine: Any) -> Iterator[tuple[str, int, int, int]]:
-    """(name, sub-group, offset, numbers) of this rank's part of every trained parameter."""
-    optimizer = engine.optimizer
-    for name, parameter in engine.module.named_parameters():
-        if parameter.requires_grad:
-            yield name, *optimizer.grad_position[optimizer.get_param_id(parameter)]
-
-
-def _state(engine: Any) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
-    optimizer = engine.optimizer
-    flats = optimizer.fp32_partitioned_groups_flat
-    tensors: dict[str, torch.Tensor] = {}
-    for name, group, offset, count in _trained(engine):
-        states = {MASTER: flats[group], **optimizer.optimizer.state[flats[group]]}
-        for key, value in states.items():
-            if torch.is_tensor(value) and value.numel() == flats[group].numel() and value.dim():
-                tensors[f"{key}/{name}"] = value.detach().narrow(0, offset, count).cpu().clone()
-    scalars = [
-        {
-            key: {"value": float(value), "tensor": torch.is_tensor(value)}
-            for key, value in optimizer.optimizer.state[flat].items()
-            if not torch.is_tensor(value) or not value.dim()
-        }
-        for flat in flats
-    ]
-    return tensors, scalars
-
-
-def _restore(engine: Any, shards: _Shards, scalars: list[dict[str, Any]]) -> None:
-    optimizer = engine.optimizer
-    flats = optimizer.fp32_partitioned_groups_flat
-    moments = sorted({name.split("/", 1)[0] for name in shards.open(0).keys() if "/" in name} - {MASTER})  # noqa: SIM118
-    for flat in flats:
-        # Every step has touched every sub-group, so their counters agree; the cut into sub-groups may have changed.
-        optimizer.optimizer.state[flat] = {key: torch.zeros_like(flat) for key in moments} | {
-            key: torch.tensor(saved["value"]) if saved["tensor"] else int(saved["value"]) for key, saved in scalars[0].items()
-        }
-    rank = distributed.get_rank()
-    for name, group, offset, count in _trained(engine):
-        state = optimizer.optimizer.state[flats[group]]
-        for key in (MASTER, *moments):
-            target = flats[group] if key == MASTER else state[key]
-            target.data.narrow(0, offset, count).copy_(shards.read(f"{key}/{name}", rank * count, (rank + 1) * count))
-    for group in range(len(flats)):
-        optimizer._reassign_or_swap_out_partitioned_parameters(group)
-    if optimizer.persistent_parameters:
-        optimizer.persistent_parameters[0].partition(optimizer.persistent_parameters)
-        optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)

@@ -1,101 +1,97 @@
-"""The DeepSpeed ZeRO-3 engine of a training: processes, configuration, initialisation."""
+"""What drives the model through an optimizer step: whole in one process, or partitioned by DeepSpeed ZeRO-3.
 
-import os
-import socket
-import warnings
-from datetime import timedelta
-from typing import Any
+One worker without offload has nothing to partition, and ZeRO-3's hooks around every module, its copies into partitions and its
+collectives of one are then most of a small model's step. So it trains with plain autograd and PyTorch's AdamW (`whole`). Both
+keep fp32 master weights and moments once, and both need the same memory at one rank: with bf16, 2 bytes a parameter for the
+weights, 2 for the gradients, 12 for master weights and moments, and no more than `whole.AT_ONCE` gradients in fp32. A model of
+7 billion parameters takes 112 GB that way; where one GPU has less, several workers or offload share it out, which is ZeRO-3's
+business.
+"""
 
-import deepspeed
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
 import torch
-from deepspeed.ops import __compatible_ops__
-from torch import distributed, nn
+from torch import nn
 
 from cft_ray.errors import UserError
 from cft_ray.grid.settings import TrainingSettings
 
-# DeepSpeed 0.19 calls collectives by names that torch 2.13 deprecates, at every step.
-warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
-# DeepSpeed's shared-memory collectives are compiled on first use (25 s, and a compiler); gloo gives the same bits.
-__compatible_ops__["deepspeed_shm_comm"] = False
+
+class Engine(Protocol):
+    """A model in training on this rank."""
+
+    device: torch.device
+
+    def __call__(self, batch: Any) -> torch.Tensor:
+        """Forward."""
+        ...
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add the gradients of this rank's part of the global batch's loss; the parts of all ranks are summed."""
+        ...
+
+    def step(self, lr: float) -> float:
+        """Clip and take an optimizer step; returns the gradients' global norm before clipping."""
+        ...
+
+    def shares(self) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+        """(name, state) of every trained parameter: this rank's part of its fp32 weights and moments, as flat views.
+
+        A parameter taken as one flat row of numbers is cut into equal parts, the last one padded, rank by rank.
+        """
+        ...
+
+    def begin_restore(self, step: int) -> None:
+        """Make `shares` writable before the first step; ``step``: optimizer steps that their content has behind it."""
+        ...
+
+    def end_restore(self) -> None:
+        """Let the weights that compute follow the shares."""
+        ...
+
+    def close(self) -> None:
+        """Free what outlives the object."""
+        ...
 
 
-def device() -> torch.device:
-    """This rank's device."""
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-    return torch.device("cpu")
+def partitioned(settings: TrainingSettings, ranks: int) -> bool:
+    """Whether the model is trained by ZeRO-3."""
+    return ranks > 1 or settings.offload != "none"
 
 
-def join(timeout: timedelta = timedelta(minutes=30)) -> tuple[int, int]:
-    """Join the process group that the launcher describes in the environment; without one, a group of one process.
+@contextmanager
+def ready(settings: TrainingSettings, ranks: int) -> Iterator[None]:
+    """What the engine needs around it, from before the model is loaded; the process group exists."""
+    if not partitioned(settings, ranks):
+        yield
+        return
+    from cft_ray.training import zero
 
-    Returns:
-        (rank, ranks).
-    """
-    if not distributed.is_initialized():
-        alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
-        if "RANK" not in os.environ:
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                alone["MASTER_PORT"] = str(probe.getsockname()[1])
-            os.environ.update(alone)
-        if device().type == "cuda":
-            torch.cuda.set_device(device())
-        distributed.init_process_group("nccl" if device().type == "cuda" else "gloo", timeout=timeout)
-    # DeepSpeed asks for the number of CPU "devices" at every step, and runs a program to find out unless it is told.
-    os.environ.setdefault("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    deepspeed.init_distributed(dist_backend=distributed.get_backend(), verbose=False)
-    return distributed.get_rank(), distributed.get_world_size()
+    with zero.ready():
+        yield
 
 
-def is_first_of_machine() -> bool:
-    """Whether this is the rank that prepares files for all ranks of its machine."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"
+@contextmanager
+def loading(settings: TrainingSettings, ranks: int) -> Iterator[None]:
+    """Models that transformers loads inside the block are partitioned if the engine wants them so."""
+    if not partitioned(settings, ranks):
+        yield
+        return
+    from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
+
+    from cft_ray.training.zero import configuration
+
+    alive = HfDeepSpeedConfig(configuration(settings, ranks))  # from_pretrained looks for a living one
+    try:
+        yield
+    finally:
+        unset_hf_deepspeed_config()
+        del alive
 
 
-def configuration(settings: TrainingSettings, ranks: int) -> dict[str, Any]:
-    """DeepSpeed's configuration.
-
-    Gradient accumulation is left to the loop (``managed_gradient_accumulation``), because the number of micro-batches
-    differs from step to step.
-
-    Args:
-        settings: of the training.
-        ranks: workers.
-    """
-    gpu = device().type == "cuda"
-    zero: dict[str, Any] = {
-        "stage": 3,
-        "overlap_comm": gpu,
-        "contiguous_gradients": True,
-        "stage3_gather_16bit_weights_on_model_save": False,
-    }
-    if settings.offload != "none":
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": gpu}
-    if settings.offload == "all":
-        zero["offload_param"] = {"device": "cpu", "pin_memory": gpu}
-    adam = {
-        "lr": settings.learning_rate,
-        "betas": [settings.beta1, settings.beta2],
-        "eps": settings.epsilon,
-        "weight_decay": settings.weight_decay,
-    }
-    return {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "train_batch_size": ranks,
-        "managed_gradient_accumulation": False,
-        "gradient_clipping": settings.max_grad_norm or 0.0,
-        "optimizer": {"type": "AdamW", "params": adam if gpu else {**adam, "torch_adam": True}},
-        "zero_force_ds_cpu_optimizer": gpu and settings.offload != "none",
-        "bf16": {"enabled": settings.precision == "bf16"},
-        "zero_optimization": zero,
-        "steps_per_print": 2**62,
-    }
-
-
-def initialise(module: nn.Module, settings: TrainingSettings, ranks: int) -> Any:
+def initialise(module: nn.Module, settings: TrainingSettings, ranks: int) -> Engine:
     """The engine around a module.
 
     Args:
@@ -115,7 +111,30 @@ def initialise(module: nn.Module, settings: TrainingSettings, ranks: int) -> Any
             where="training.weight_decay",
             fix="set it to 0 with strategies that freeze slices of a tensor",
         )
-    config = configuration(settings, ranks)
-    parameters: Any = trainable  # DeepSpeed's annotation says Module
-    engine, *_ = deepspeed.initialize(model=module, model_parameters=parameters, config=config)
-    return engine
+    groups = parameter_groups(module, trainable, settings.weight_decay)
+    if partitioned(settings, ranks):
+        from cft_ray.training.zero import Zero3
+
+        return Zero3(module, groups, settings, ranks)
+    from cft_ray.training.whole import Whole
+
+    return Whole(module, groups, settings)
+
+
+def parameter_groups(module: nn.Module, trainable: list[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """Groups for the optimizer: norms and biases are left out of weight decay, as transformers' `Trainer` leaves them out.
+
+    Returns:
+        dicts with ``params`` and ``weight_decay``; none of them is empty.
+    """
+    if not weight_decay:
+        return [{"params": trainable, "weight_decay": 0.0}]
+    from transformers import Trainer
+
+    names: Any = Trainer.get_decay_parameter_names(None, module)  # type: ignore[arg-type]  # it makes no use of itself
+    decaying = {id(parameter) for name, parameter in module.named_parameters() if name in set(names)}
+    groups = [
+        {"params": [each for each in trainable if id(each) in decaying], "weight_decay": weight_decay},
+        {"params": [each for each in trainable if id(each) not in decaying], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]

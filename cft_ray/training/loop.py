@@ -9,6 +9,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,12 @@ import pyarrow.parquet as pq
 import torch
 from torch import distributed
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
 from cft_ray.data.accounts import RowAccount, refuse_lost
 from cft_ray.errors import StageFailed, UserError
 from cft_ray.metrics.schemas import table_of
 from cft_ray.strategies.base import Strategy
-from cft_ray.training import attention, engine, export, hardware, loggers, model
+from cft_ray.training import attention, engine, export, group, hardware, loggers, model
 from cft_ray.training.checkpoint import Checkpoints, Progress
 from cft_ray.training.collate import MicroBatch, collate
 from cft_ray.training.examples import Examples, RowCounts, encode
@@ -66,7 +66,16 @@ def train(job: Job, on_step: OnStep | None = None) -> Summary:
         UserError: the rows, the model or the settings cannot be trained with (on every rank alike).
         StageFailed: the loss is not finite, or the exported files are wrong (on every rank alike).
     """
-    rank, ranks = engine.join()
+    device = group.device()
+    with (
+        torch.random.fork_rng([device] if device.type == "cuda" else []),
+        group.joined() as (rank, ranks),
+        ExitStack() as leaving,
+    ):
+        return _train(job, on_step, rank, ranks, leaving)
+
+
+def _train(job: Job, on_step: OnStep | None, rank: int, ranks: int, leaving: ExitStack) -> Summary:
     settings = job.training
     listeners = _listeners(job, rank)  # first: what is missing is known before a model is loaded
     tokenizer = AutoTokenizer.from_pretrained(job.model, local_files_only=True)
@@ -74,10 +83,10 @@ def train(job: Job, on_step: OnStep | None = None) -> Summary:
     order = SampleOrder(examples.lengths, settings, job.seed)
     torch.manual_seed(job.seed)
 
-    partitioning = HfDeepSpeedConfig(engine.configuration(settings, ranks))  # from_pretrained looks for a living one
     dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
-    causal = model.load(job.model, dtype=dtype, attention=attention.NAME if settings.padding == "free" else "sdpa")
-    del partitioning
+    leaving.enter_context(engine.ready(settings, ranks))
+    with engine.loading(settings, ranks):
+        causal = model.load(job.model, dtype=dtype, attention=attention.NAME if settings.padding == "free" else "sdpa")
     if settings.gradient_checkpointing:
         causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         causal.enable_input_require_grads()
@@ -85,7 +94,8 @@ def train(job: Job, on_step: OnStep | None = None) -> Summary:
     whole = _numbers(causal)
     prepared = strategy.prepare(causal, {role: Path(path) for role, path in job.inputs.items()}, job.seed)
     facts = strategy.facts(prepared)
-    deep = engine.initialise(SummedLoss(prepared, causal), settings, ranks)
+    module = SummedLoss(prepared, causal).train()
+    deep = leaving.enter_context(closing(engine.initialise(module, settings, ranks)))
     trained = sum(_size(parameter) for parameter in prepared.parameters() if parameter.requires_grad)
 
     checkpoints = Checkpoints(job.checkpoints, Path(job.scratch) / "shards")
@@ -95,7 +105,6 @@ def train(job: Job, on_step: OnStep | None = None) -> Summary:
     resumed_at = progress.step
 
     pace = _Pace(causal, examples, whole, ranks)
-    deep.train()
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     for step in range(progress.step, order.steps):
         row = _step(deep, examples, order, settings, step, pad_id, pace)
@@ -132,7 +141,7 @@ def train(job: Job, on_step: OnStep | None = None) -> Summary:
 
 
 def _step(
-    deep: Any, examples: Examples, order: SampleOrder, settings: Any, step: int, pad_id: int, pace: "_Pace"
+    deep: engine.Engine, examples: Examples, order: SampleOrder, settings: Any, step: int, pad_id: int, pace: "_Pace"
 ) -> dict[str, Any]:
     """One optimizer step; its record."""
     rank, ranks = distributed.get_rank(), distributed.get_world_size()
@@ -141,26 +150,23 @@ def _step(
     targets = int(examples.targets[samples].sum())
     mine = deal(lengths, ranks, settings.micro_batch_tokens, padded=settings.padding == "padded")[rank]
     lr = learning_rate(settings, step, order.steps)
-    for group in deep.optimizer.param_groups:
-        group["lr"] = lr
     total = torch.zeros((), dtype=torch.float64, device=deep.device)
     for places in mine:
         batch: MicroBatch = collate(examples, [samples[place] for place in places], padding=settings.padding, pad_id=pad_id)
         loss = deep(batch.to(deep.device)) / targets
-        deep.backward(loss * ranks, scale_wrt_gas=False)  # DeepSpeed divides the sum over ranks by their number
+        deep.backward(loss)
         total += loss.detach()
     distributed.all_reduce(total)
     if not math.isfinite(value := float(total)):
         raise StageFailed(f"the loss of step {step + 1} is {value}: lower training.learning_rate, or look at the rows")
-    deep.step()
-    norm = deep.get_global_grad_norm()
+    norm = deep.step(lr)
     tokens = sum(lengths)
     return {
         "step": step + 1,
         "epoch": order.epoch(step),
         "loss": value,
         "lr": lr,
-        "grad_norm": float(norm) if norm is not None else math.nan,
+        "grad_norm": norm,
         "tokens": tokens,
         "target_tokens": targets,
         "samples": len(samples),
@@ -172,7 +178,7 @@ class _Pace:
     """Speed and memory of each step."""
 
     def __init__(self, causal: PreTrainedModel, examples: Examples, parameters: int, ranks: int) -> None:
-        device = engine.device()
+        device = group.device()
         embedding = causal.get_input_embeddings().weight
         config = causal.config.get_text_config()
         lengths = examples.lengths.astype(np.float64)
@@ -205,7 +211,7 @@ def _examples(job: Job, tokenizer: PreTrainedTokenizerBase) -> Examples:
     """Encoded rows: one rank of each machine encodes, the others map what it wrote."""
     folder = Path(job.scratch) / "examples"
     problem: UserError | StageFailed | None = None
-    if engine.is_first_of_machine():
+    if group.is_first_of_machine():
         try:
             shutil.rmtree(folder, ignore_errors=True)
             examples = encode(pq.read_table(job.rows), job.template, tokenizer, job.training, where=job.rows)
@@ -213,11 +219,8 @@ def _examples(job: Job, tokenizer: PreTrainedTokenizerBase) -> Examples:
             examples.save(folder)
         except (UserError, StageFailed) as error:
             problem = error
-    problems: list[UserError | StageFailed | None] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(problems, problem)
-    for error in problems:
-        if error is not None:
-            raise error
+    if found := group.first_problem(problem):
+        raise found
     return Examples.load(folder)
 
 

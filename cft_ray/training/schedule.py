@@ -8,17 +8,18 @@ from cft_ray.grid.settings import TrainingSettings
 def learning_rate(settings: TrainingSettings, step: int, steps: int) -> float:
     """Learning rate of an optimizer step.
 
-    Linear warm-up over ``warmup_steps`` from 0 (the first step is at ``1 / (warmup_steps + 1)`` of the peak, so that it
-    is not lost), then the schedule from the peak down to 0 at the end.
+    Linear warm-up over ``warmup_steps`` from 0 (the first step changes no weight), then the schedule from the peak down to 0
+    at the end: what transformers' `get_cosine_schedule_with_warmup` and its like give, and so the `Trainer` and axolotl. A
+    training no longer than its warm-up never reaches the peak.
 
     Args:
         settings: peak, warm-up length and schedule.
         step: 0 for the first.
         steps: optimizer steps of the whole training.
     """
-    warmup = min(settings.warmup_steps, max(steps - 1, 0))
+    warmup = settings.warmup_steps
     if step < warmup:
-        return settings.learning_rate * (step + 1) / (warmup + 1)
+        return settings.learning_rate * step / warmup
     progress = (step - warmup) / max(steps - warmup, 1)
     if settings.schedule == "cosine":
         factor = 0.5 * (1 + math.cos(math.pi * progress))

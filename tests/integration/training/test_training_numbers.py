@@ -157,7 +157,7 @@ def test_equals_a_plain_pytorch_loop(world, alone):
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         done = max(step - 3, 0) / (STEPS - 3)
-        rate = 3e-3 * ((step + 1) / 4 if step < 3 else 0.5 * (1 + math.cos(math.pi * done)))
+        rate = 3e-3 * (step / 3 if step < 3 else 0.5 * (1 + math.cos(math.pi * done)))
         optimizer.param_groups[0]["lr"] = rate
         optimizer.step()
         reference.append(loss.item())

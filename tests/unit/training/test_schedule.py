@@ -14,7 +14,7 @@ def rates(steps, **changes):
 
 
 def test_warm_up_is_linear_and_the_peak_follows():
-    assert rates(20, warmup_steps=4)[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert rates(20, warmup_steps=4)[:5] == pytest.approx([0, 0.25, 0.5, 0.75, 1.0])
 
 
 def test_cosine_is_half_way_down_in_the_middle():
@@ -28,5 +28,22 @@ def test_linear_and_constant():
     assert rates(4, warmup_steps=0, schedule="constant") == [1, 1, 1, 1]
 
 
-def test_warm_up_longer_than_the_training_leaves_the_peak_to_the_last_step():
-    assert rates(3, warmup_steps=10) == pytest.approx([1 / 3, 2 / 3, 1])
+def test_warm_up_longer_than_the_training_never_reaches_the_peak():
+    assert rates(3, warmup_steps=10) == pytest.approx([0, 0.1, 0.2])
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 7, 30])
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+def test_is_what_transformers_schedules_give(schedule, warmup):
+    import torch
+    from transformers import get_scheduler
+
+    name = "constant_with_warmup" if schedule == "constant" else schedule
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=20)
+    expected = []
+    for _ in range(20):
+        expected.append(theirs.get_last_lr()[0])
+        optimizer.step()
+        theirs.step()
+    assert rates(20, warmup_steps=warmup, schedule=schedule) == pytest.approx(expected, abs=1e-12)

@@ -1,0 +1,123 @@
+"""A function on several workers under Ray Train, which starts them, watches them and ends them together.
+
+`TorchTrainer` would do, but its configuration is a class of ``ray.train.torch``: every process that is sent it imports torch,
+the controller among them, which then takes seconds to start for nothing. So the workers are told of each other here, by the
+variables that PyTorch's launchers set, and join their process group themselves (`cft_ray.training.group`).
+
+Measured on Ray 2.60: the controller, the placement group's cleaner and the checkpoints' synchronization actor run without torch,
+all three ask for no CPU, and Ray has no setting that leaves the last two out. What remains of them is Ray's own start.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train._internal.utils import get_address_and_port
+from ray.train.backend import Backend, BackendConfig
+from ray.train.v2._internal.exceptions import RayTrainError
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+
+from cft_ray.errors import StageFailed, UserError
+from cft_ray.plan.stage import Resources
+
+RESTARTS = 2
+"""times that a group is started again because a worker died"""
+_OF_OTHERS = ("gloo", "nccl", "connection closed by peer", "connection reset by peer")
+"""words in an error that a rank meets because another one has ended"""
+
+
+def run(work: Callable[[dict[str, Any]], Any], told: dict[str, Any], needs: Resources, *, name: str, storage: str) -> Any:
+    """``work(told)`` on every worker; those of a group that lost one are started again.
+
+    Args:
+        work: pickled by reference; its module should not import torch.
+        told: given to every worker.
+        needs: workers, and what each is given.
+        name: of this group; one of the same name and storage must not have been run before.
+        storage: folder or URI for Ray Train's own state.
+
+    Returns:
+        What rank 0 returned.
+
+    Raises:
+        Exception: what a worker raised, as it was. It is not tried again, and ends the group.
+        StageFailed: workers died more than `RESTARTS` times.
+    """
+    for start in range(RESTARTS + 1):
+        trainer = DataParallelTrainer(
+            work,
+            train_loop_config=told,
+            backend_config=Launch(),
+            scaling_config=ScalingConfig(
+                num_workers=needs.workers,
+                use_gpu=needs.gpus > 0,
+                resources_per_worker={"CPU": needs.cpus} | ({"GPU": needs.gpus} if needs.gpus else {}),
+            ),
+            # Ray Train would continue a run of the same name; ours are continued by our own checkpoints. It would also start
+            # a group again whatever its workers raised.
+            run_config=RunConfig(name=f"{name}-{start}", storage_path=storage, failure_config=FailureConfig(max_failures=0)),
+        )
+        try:
+            return trainer.fit().return_value
+        except TrainingFailedError as error:
+            raised = _raised(error)
+            if raised is not None:
+                raise raised from None
+            if start == RESTARTS:
+                raise StageFailed(f"training workers failed {start + 1} times; the last time: {error}") from error
+    raise AssertionError
+
+
+def _raised(error: TrainingFailedError) -> Exception | None:
+    """What a worker's code raised by itself; None where a worker or what it needs died, which may go better next time."""
+    if not isinstance(error, WorkerGroupError):
+        return None
+    failures = [error.worker_failures[rank] for rank in sorted(error.worker_failures)]
+    ours = [each for each in failures if isinstance(each, UserError | StageFailed)]
+    if ours:
+        return ours[0]
+    if not failures or any(isinstance(each, RayError | RayTrainError) for each in failures):
+        return None
+    return next((each for each in failures if not _of_others(each)), None)
+
+
+def _of_others(error: Exception) -> bool:
+    """Whether a rank raised because another one had ended."""
+    return type(error).__module__.startswith("torch.distributed") or (
+        isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _OF_OTHERS)
+    )
+
+
+class Launch(BackendConfig):
+    """Tells each worker its place, as ``torchrun`` does."""
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        """For Ray Train."""
+        return _Launcher
+
+
+class _Launcher(Backend):
+    share_cuda_visible_devices = True
+    """ranks of a machine see each other's devices, as NCCL wants it; each takes the one of its local rank"""
+
+    def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
+        address, port = worker_group.execute_single(0, get_address_and_port)
+        worker_group.execute(_enter, address, port)
+
+
+def _enter(address: str, port: int) -> None:
+    place = ray.train.get_context()
+    os.environ.update(
+        MASTER_ADDR=address,
+        MASTER_PORT=str(port),
+        RANK=str(place.get_world_rank()),
+        WORLD_SIZE=str(place.get_world_size()),
+        LOCAL_RANK=str(place.get_local_rank()),
+        LOCAL_WORLD_SIZE=str(place.get_local_world_size()),
+        NODE_RANK=str(place.get_node_rank()),
+    )
