@@ -1,6 +1,6 @@
 """Non-padding tokens per second and peak memory of a training step, against TRL's `SFTTrainer`.
 
-Same model, rows, batch size, DeepSpeed configuration, precision and threads; each contender in a process of its own. TRL
+Same model, rows, batch size, precision and threads, one worker; each contender in a process of its own. TRL
 keeps its defaults (padded batches, loss on the completion), gradient checkpointing aside, which is set alike in both.
 
 Three data sets: Alpaca's real rows (skipped if the file is absent), lengths that differ widely, near-uniform lengths.
@@ -76,14 +76,10 @@ def trl(folder: Path, settings: argparse.Namespace) -> dict[str, Any]:
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer
 
-    from cft_ray.training import engine
+    from cft_ray.training import group
     from cft_ray.training.job import Job
 
     job = Job.read(folder / "job.json")
-    engine.join()
-    configuration = engine.configuration(job.training, 1)
-    del configuration["managed_gradient_accumulation"]
-    configuration["train_micro_batch_size_per_gpu"] = configuration["train_batch_size"] = "auto"
     table = pq.read_table(job.rows).to_pydict()
     prompts = [f"{ask}\n\n" for ask in table["instruction"]]
     tokenizer = AutoTokenizer.from_pretrained(job.model)
@@ -104,8 +100,7 @@ def trl(folder: Path, settings: argparse.Namespace) -> dict[str, Any]:
             max_length=job.training.max_length,
             gradient_checkpointing=job.training.gradient_checkpointing,
             bf16=job.training.precision == "bf16",
-            use_cpu=engine.device().type == "cpu",
-            deepspeed=configuration,
+            use_cpu=group.device().type == "cpu",
             model_init_kwargs={"dtype": "float32" if job.training.precision == "fp32" else "bfloat16"},
             warmup_steps=job.training.warmup_steps,
             logging_steps=10**6,

@@ -1,10 +1,10 @@
 """Training a model: `cft_ray.training`, in one process or under Ray Train.
 
 One worker trains in a process with the stage's CPUs and GPUs (`cft_ray.stages.remote`), which Ray keeps on CPUs: the next
-training finds everything imported. Several workers are started by Ray Train (`cft_ray.stages.ray_train`). The workers, wherever they
-run, fetch the model and the other inputs from the artifact store, train, and rank 0 reports steps. What a restart continues
-from is our own checkpoint under ``context.checkpoints``, so it serves a dead worker and a dead driver alike, and any number of
-workers.
+training finds everything imported. Several workers are started by Ray Train (`cft_ray.stages.ray_train`). The workers,
+wherever they run, fetch the model and the other inputs from the artifact store, train, and rank 0 reports steps. What a
+restart continues from is our own checkpoint under ``context.checkpoints``, so it serves a dead worker and a dead driver
+alike, and any number of workers.
 """
 
 import logging

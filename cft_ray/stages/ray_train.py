@@ -12,9 +12,8 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-import ray
 from ray.exceptions import RayError
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context
 from ray.train._internal.utils import get_address_and_port
 from ray.train.backend import Backend, BackendConfig
 from ray.train.v2._internal.exceptions import RayTrainError
@@ -111,7 +110,7 @@ class _Launcher(Backend):
 
 
 def _enter(address: str, port: int) -> None:
-    place = ray.train.get_context()
+    place = get_context()
     os.environ.update(
         MASTER_ADDR=address,
         MASTER_PORT=str(port),

@@ -50,7 +50,8 @@ def joined() -> Iterator[tuple[int, int]]:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         distributed.init_process_group(backend, timeout=TIMEOUT)
     else:
-        distributed.init_process_group(backend, store=distributed.HashStore(), rank=0, world_size=1, timeout=TIMEOUT)
+        store = distributed.HashStore()  # pyright: ignore[reportPrivateImportUsage]  # documented, and missing in __all__
+        distributed.init_process_group(backend, store=store, rank=0, world_size=1, timeout=TIMEOUT)
     try:
         yield distributed.get_rank(), distributed.get_world_size()
     finally:
