@@ -4,8 +4,9 @@
 the controller among them, which then takes seconds to start for nothing. So the workers are told of each other here, by the
 variables that PyTorch's launchers set, and join their process group themselves (`cft_ray.training.group`).
 
-Measured on Ray 2.60: the controller, the placement group's cleaner and the checkpoints' synchronization actor run without torch,
-all three ask for no CPU, and Ray has no setting that leaves the last two out. What remains of them is Ray's own start.
+Seen on Ray 2.60: the controller, the placement group's cleaner and the dataset manager run without torch. They and the
+checkpoints' synchronization actor ask for no CPU, so the workers' bundles are all that the stage takes. What remains of them
+is Ray's own start.
 """
 
 import os
