@@ -128,6 +128,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
         "trainable_fraction": summary.facts.get("trainable_fraction", summary.trainable_fraction),
         "frozen_fraction": summary.facts.get("frozen_fraction", 1 - summary.trainable_fraction),
         "strategy": summary.facts,
+        "notes": list(summary.notes),
     }
     return {"outputs": outputs, "remote": remote}
 

@@ -3,16 +3,19 @@
 import os
 import socket
 import warnings
+from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import deepspeed
 import torch
 from deepspeed.ops import __compatible_ops__
 from torch import distributed, nn
 
-from cft_ray.errors import UserError
+from cft_ray.errors import StageFailed, UserError
 from cft_ray.grid.settings import TrainingSettings
+
+T = TypeVar("T")
 
 # DeepSpeed 0.19 calls collectives by names that torch 2.13 deprecates, at every step.
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
@@ -93,6 +96,47 @@ def configuration(settings: TrainingSettings, ranks: int) -> dict[str, Any]:
         "zero_optimization": zero,
         "steps_per_print": 2**62,
     }
+
+
+def partition(module: nn.Module, settings: TrainingSettings, ranks: int) -> None:
+    """Split a model's parameters over the ranks, in place; rank 0's values count, those of buffers too.
+
+    Args:
+        module: whole on every rank, with the right values on rank 0.
+        settings: of the training.
+        ranks: workers.
+    """
+    deepspeed.zero.Init(module=module, config_dict_or_path=configuration(settings, ranks))
+    for buffer in module.buffers():
+        buffer.data = buffer.data.to(device())
+        distributed.broadcast(buffer.data, src=0)
+
+
+def together(work: Callable[[], T]) -> T:
+    """Do something on every rank; an error that the user can mend, on any of them, is raised on all.
+
+    Raises:
+        UserError, StageFailed: of the first rank that has one.
+    """
+    problem: Exception | None = None
+    result: Any = None
+    try:
+        result = work()
+    except (UserError, StageFailed) as error:
+        problem = error
+    problems: list[Exception | None] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(problems, problem)
+    for error in problems:
+        if error is not None:
+            raise error
+    return result
+
+
+def from_first(work: Callable[[], T]) -> T:
+    """Do something on rank 0 and tell all ranks the result, or the error that the user can mend."""
+    outcome = [together(lambda: work() if distributed.get_rank() == 0 else None)]
+    distributed.broadcast_object_list(outcome, src=0)
+    return outcome[0]  # type: ignore[return-value]
 
 
 def initialise(module: nn.Module, settings: TrainingSettings, ranks: int) -> Any:
