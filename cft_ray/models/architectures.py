@@ -74,6 +74,8 @@ _SIZES: dict[str, Any] = {
 }
 _OWN: dict[str, dict[str, Any]] = {}
 STANDARD_DEVIATION = 0.15
+LARGEST = 5_000_000
+"""parameters of a tiny model"""
 
 
 def architectures() -> list[str]:
@@ -90,7 +92,7 @@ def tiny_config(kind: str) -> Any:
     Raises:
         Exception: whatever transformers raises where the type cannot be made small this way.
     """
-    maker = CONFIG_MAPPING[kind]
+    maker: Any = CONFIG_MAPPING[kind]
     default = maker()
     text = default.get_text_config(decoder=True)
     changes = _changes(type(text), text.to_dict(), _OWN.get(kind, {}))
@@ -107,9 +109,14 @@ def tiny_model(kind: str, seed: int = 0) -> PreTrainedModel:
     Raises:
         Exception: see `tiny_config`.
     """
+    config = tiny_config(kind)
+    with torch.device("meta"):
+        size = sum(parameter.numel() for parameter in AutoModelForCausalLM.from_config(config).parameters())
+    if size > LARGEST:
+        raise ValueError(f"is not made small by the usual names: {size:,} parameters")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(tiny_config(kind), dtype=torch.float32)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         for name, parameter in model.named_parameters():
             if not bool(torch.isfinite(parameter).all()):
                 parameter.data = torch.zeros_like(parameter)
@@ -127,7 +134,7 @@ def _changes(kind: type, default: Mapping[str, Any], own: Mapping[str, Any]) -> 
     for name, value in default.items():
         if isinstance(value, list) and name in ("layer_types", "mlp_layer_types") and len(value) > layers:
             sizes[name] = _mixed(value, layers)
-        elif isinstance(value, float) and "dropout" in name or name.endswith("pdrop"):
+        elif (isinstance(value, float) and "dropout" in name) or name.endswith("pdrop"):
             sizes[name] = 0.0
     return {**sizes, **own}
 

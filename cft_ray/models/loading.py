@@ -13,7 +13,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from cft_ray.errors import UserError
-from cft_ray.models.weights import check_weights
+from cft_ray.models.weights import check_weights, stored
 
 
 def read_config(folder: str) -> Any:
@@ -43,16 +43,18 @@ def load(folder: str, *, dtype: torch.dtype | str) -> PreTrainedModel:
         UserError: no model there, files that are broken or do not hold this model's weights.
     """
     config = read_config(folder)
+    files = stored(Path(folder))
+    tied = bool(getattr(config.get_text_config(), "tie_word_embeddings", False))  # loading may change it
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, config=config, dtype=dtype, local_files_only=True, output_loading_info=True
+            folder, config=config, dtype=dtype, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True
         )
     except torch.OutOfMemoryError:
         raise
     except (OSError, ValueError, RuntimeError, KeyError, AttributeError, ImportError) as error:
         raise UserError(f"transformers cannot load the model ({error})", where=folder, fix="check the folder's files") from error
     model, info = loaded
-    check_weights(model, info, Path(folder))
+    check_weights(model, info, files, Path(folder), tied=tied)
     return model
 
 

@@ -56,8 +56,8 @@ def _save_generation(model: PreTrainedModel, folder: Path) -> tuple[str, ...]:
         ("do_sample is set to true, as its sampling settings ask", {**said, "do_sample": True}),
         ("only its token ids are kept", {name: said[name] for name in said if name.endswith("_token_id")}),
     ):
-        mended = GenerationConfig(**changes)
         try:
+            mended = GenerationConfig(**changes)
             mended.save_pretrained(folder)
         except ValueError:
             continue

@@ -52,21 +52,23 @@ def _names(path: Path) -> set[str]:
         raise UserError(f"is no whole safetensors file ({error})", where=str(path), fix="fetch it again") from error
 
 
-def check_weights(model: PreTrainedModel, report: Any, folder: Path) -> None:
+def check_weights(model: PreTrainedModel, report: Any, files: Mapping[str, Path], folder: Path, *, tied: bool) -> None:
     """See that a model that has just been loaded is what its files hold.
 
     Args:
         model: whole.
         report: transformers' loading report.
+        files: as `stored` gives them.
         folder: its folder.
+        tied: whether its configuration says that head and embedding are one.
 
     Raises:
         UserError: weights that are missing, left over, of another shape, not finite, unlike the files; a configuration that
             ties two tensors that differ.
     """
-    files = stored(folder)
     _complete(report, folder)
-    _tied(model, files, folder)
+    if tied:
+        _tied(model, files, folder)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for name, parameter in parameters.items():
         if not bool(torch.isfinite(parameter).all()):
@@ -123,9 +125,8 @@ def _complete(report: Any, folder: Path) -> None:
 
 def _tied(model: PreTrainedModel, files: Mapping[str, Path], folder: Path) -> None:
     """Two stored tensors that the configuration makes one have to be equal: transformers drops one of them."""
-    if not getattr(model.config.get_text_config(), "tie_word_embeddings", False):
-        return
-    for target, source in (getattr(model, "all_tied_weights_keys", None) or {}).items():
+    declared = type(model)._tied_weights_keys or {}
+    for target, source in (declared if isinstance(declared, dict) else {}).items():
         pair = [name for name in (target, source) if name in files]
         if len(pair) < 2:
             continue
