@@ -79,7 +79,7 @@ class Head(nn.Linear):
 class SummedLoss(nn.Module):
     """The module that DeepSpeed drives: micro-batch in, sum of the targets' losses out."""
 
-    def __init__(self, model: nn.Module, causal: PreTrainedModel, way: Way) -> None:
+    def __init__(self, model: nn.Module, causal: PreTrainedModel, way: Way = Way()) -> None:  # noqa: B008 - frozen
         """Wrap a model.
 
         Args:
