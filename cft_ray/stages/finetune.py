@@ -145,6 +145,7 @@ def _train(context: StageContext, home: str | None) -> tuple[dict[str, Any], boo
         "trainable_fraction": summary.facts.get("trainable_fraction", summary.trainable_fraction),
         "frozen_fraction": summary.facts.get("frozen_fraction", 1 - summary.trainable_fraction),
         "strategy": summary.facts,
+        "notes": list(summary.notes),
     }
     return outputs, away
 

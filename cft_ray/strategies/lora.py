@@ -5,19 +5,21 @@ LoRA to learn; the grid's entry sets `training.learning_rate` beside these setti
 weights are in the model that is trained, frozen, and not held beside it.
 """
 
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from cft_ray.errors import UserError
+from cft_ray.errors import StageFailed, UserError
 from cft_ray.strategies.base import Strategy
 
 if TYPE_CHECKING:
     import torch
 
 _ADAPTER = "default"
+_BASE = ".base_layer.weight"
 
 
 class LowRank(Strategy):
@@ -34,6 +36,9 @@ class LowRank(Strategy):
 
     def prepare(self, model: "torch.nn.Module", inputs: Mapping[str, Path], seed: int) -> "torch.nn.Module":
         """Add A (random, by ``seed``) and B (zero) to the target modules and freeze everything else.
+
+        An adapted layer whose weight is also another's (a head that is tied to the embedding) is adapted by itself: the
+        finished model has two weights there, and its configuration says so.
 
         Raises:
             UserError: a target module that the model lacks.
@@ -54,32 +59,43 @@ class LowRank(Strategy):
             lora_dropout=self.dropout,
             target_modules=list(self.target_modules),
         )
-        with torch.random.fork_rng(devices=[]):  # adapters are made on the CPU
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # adapters are made on the CPU
+            warnings.filterwarnings("ignore", message=".*tie_word_embeddings=True")  # see above
             torch.manual_seed(seed)
-            return inject_adapter_in_model(config, model, _ADAPTER)
+            prepared = inject_adapter_in_model(config, model, _ADAPTER)
+        if any(name.endswith(_BASE) for names in _names(prepared).values() if len(names) > 1 for name in names):
+            _untie(prepared)
+        return prepared
 
     def exported(self, model: "torch.nn.Module") -> "Iterator[tuple[str, torch.Tensor]]":
         """Every weight under its Hugging Face name, with (alpha / rank)·B·A added where there is an adapter.
 
         The sum is taken in float32 and rounded once to the weights' type.
+
+        Raises:
+            StageFailed: an adapted layer that was not merged.
         """
         from deepspeed.runtime.zero import GatheredParameters
         from peft.tuners.lora import LoraLayer
 
-        adapted: dict[str, Any] = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
-        for name, parameter in model.named_parameters():
-            owner, inside, kind = name.partition(".base_layer.")
-            if ".lora_A." in name or ".lora_B." in name:
-                continue
-            if not (inside and kind == "weight"):
+        waiting: dict[str, Any] = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+        for parameter, names in _names(model).items():
+            adapted = [name for name in names if name.endswith(_BASE)]
+            plain = [name for name in names if name not in adapted and not _is_adapter(name)]
+            if plain:
                 with GatheredParameters([parameter]):
-                    yield (f"{owner}.{kind}" if inside else name), parameter.detach()
-                continue
-            layer = adapted[owner]
-            a, b = layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight
-            with GatheredParameters([parameter, a, b]):
-                change = layer.scaling[_ADAPTER] * (b.detach().float() @ a.detach().float())
-                yield f"{owner}.weight", (parameter.detach().float() + change).to(parameter.dtype)
+                    yield plain[0].replace(".base_layer.", "."), parameter.detach()
+            for name in adapted:
+                owner = name.removesuffix(_BASE)
+                layer = waiting.pop(owner)
+                a, b = layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight
+                with GatheredParameters([parameter, a, b]):
+                    change = layer.scaling[_ADAPTER] * (b.detach().float() @ a.detach().float())
+                    if getattr(layer, "fan_in_fan_out", False):  # GPT-2 keeps its weights transposed
+                        change = change.T
+                    yield f"{owner}.weight", (parameter.detach().float() + change).to(parameter.dtype)
+        if waiting:
+            raise StageFailed(f"LoRA: {len(waiting)} adapted layers were not merged: {', '.join(sorted(waiting)[:5])}")
 
     def facts(self, model: "torch.nn.Module") -> dict[str, Any]:
         """Number of adapted layers, and the fractions of frozen and trainable parameters (adapters among them)."""
@@ -89,3 +105,21 @@ class LowRank(Strategy):
 
         adapted = sum(isinstance(module, LoraLayer) for module in model.modules())
         return {"adapted_layers": adapted, **fractions(model)}
+
+
+def _names(model: "torch.nn.Module") -> "dict[torch.nn.Parameter, list[str]]":
+    """Every parameter under all its names: a tied one has several."""
+    names: dict[Any, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(parameter, []).append(name)
+    return names
+
+
+def _is_adapter(name: str) -> bool:
+    return ".lora_A." in name or ".lora_B." in name
+
+
+def _untie(model: Any) -> None:
+    """The configuration of a model that has two weights where it had one."""
+    for config in {id(each): each for each in (model.config, model.config.get_text_config())}.values():
+        config.tie_word_embeddings = False

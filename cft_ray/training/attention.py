@@ -1,8 +1,8 @@
 """Causal attention kept inside each sample of a batch whose samples are laid end to end.
 
-On a GPU PyTorch's variable-length flash attention does it. On a CPU samples of like length are put side by side and go
-through `scaled_dot_product_attention` together. The room behind a shorter sample needs no mask: under causal attention
-no token sees what comes after it.
+On a GPU PyTorch's variable-length flash attention does it, where it can. Elsewhere samples of like length are put side by
+side and go through `scaled_dot_product_attention` together. The room behind a shorter sample needs no mask: under
+causal attention no token sees what comes after it.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ WASTE = 1.25
 
 @dataclass(frozen=True)
 class Bucket:
-    """Samples that are attended to together on a CPU.
+    """Samples that are attended to together where there is no variable-length attention.
 
     Args:
         start, stop: their range of tokens.
@@ -67,7 +67,7 @@ class Layout:
         return cls(offsets, max(lengths), tuple(buckets))
 
     def to(self, device: torch.device) -> "Layout":
-        """The same on a device; buckets serve CPUs alone and stay."""
+        """The same on a device; buckets stay where they are."""
         return Layout(self.offsets.to(device), self.longest, self.buckets)
 
 
@@ -109,6 +109,22 @@ class _Collect(torch.autograd.Function):
         return gradient.new_zeros(ctx.size, *gradient.shape[1:]).index_copy_(0, places, gradient), None
 
 
+_HARMLESS = {
+    "position_ids",  # applied before
+    "position_embeddings",
+    "cache_position",
+    "past_key_values",
+    "use_cache",
+    "output_attentions",
+    "output_hidden_states",
+    "output_router_logits",
+    "return_dict",
+    "deterministic",
+    "layer_idx",
+}
+"""arguments that layers hand on and that do not change what attention computes"""
+
+
 def attend(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -120,36 +136,69 @@ def attend(
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
-    **_: Any,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    is_causal: bool | None = None,
+    **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention in the form that transformers' `AttentionInterface` asks for.
 
     Args:
         module: the calling layer.
-        query: [1, heads, tokens, head size]; key and value: [1, kv heads, tokens, head size].
+        query: [1, heads, tokens, head size]; key and value: [1, kv heads, tokens, head size], values of any size.
         attention_mask: None; ``layout`` says all.
         layout: where the samples lie.
         scaling: of the scores; 1 / sqrt(head size) if None.
         dropout: probability; must be 0.
         sliding_window: tokens a query sees, itself included; None: all before it.
+        softcap: scores become softcap · tanh(scores / softcap) (Gemma 2).
+        s_aux: [heads] score of a sink that takes part in the softmax and has no value (gpt-oss).
+        is_causal: must not be False.
+        others: nothing that would change the result.
 
     Returns:
         [1, tokens, heads, head size], and no attention weights.
+
+    Raises:
+        ValueError: what cannot be computed for samples laid end to end.
     """
-    assert attention_mask is None and query.shape[0] == 1
+    if unknown := sorted(name for name, given in others.items() if given is not None and name not in _HARMLESS):
+        raise ValueError(f"attention is given {', '.join(unknown)}, which is not known for samples laid end to end")
+    if attention_mask is not None or query.shape[0] != 1:
+        raise ValueError("attention has a mask of its own")
+    if is_causal is False or (is_causal is None and getattr(module, "is_causal", True) is False):
+        raise ValueError("attention is not causal")
     if dropout:
         raise ValueError("attention dropout is not supported with samples laid end to end: set training.padding to padded")
+    if query.shape[2] != key.shape[2] or query.shape[2] != layout.buckets[-1].stop:
+        raise ValueError("attention is asked over other tokens than those of the samples")
     query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))  # [tokens, heads, head size]
     window = sliding_window if sliding_window is not None and sliding_window < layout.longest else None
-    if query.device.type == "cuda":
-        return _on_gpu(query, key, value, layout, scaling, window)[None], None
-    parts = [_on_cpu(query, key, value, bucket, scaling, window) for bucket in layout.buckets]
+    scores = Scores(scaling, window, softcap, s_aux)
+    if query.device.type == "cuda" and _flash(query, value, scores):
+        return _varlen(query, key, value, layout, scores)[None], None
+    parts = [_side_by_side(query, key, value, bucket, scores) for bucket in layout.buckets]
     return (parts[0] if len(parts) == 1 else torch.cat(parts))[None], None
 
 
-def _on_gpu(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, scaling: float | None, window: int | None
-) -> torch.Tensor:
+@dataclass(frozen=True)
+class Scores:
+    """What happens to the scores; see `attend`."""
+
+    scaling: float | None
+    window: int | None
+    softcap: float | None
+    sink: torch.Tensor | None
+
+
+def _flash(query: torch.Tensor, value: torch.Tensor, scores: Scores) -> bool:
+    """Whether PyTorch's variable-length flash attention computes it."""
+    plain = scores.softcap is None and scores.sink is None
+    half = query.dtype in (torch.bfloat16, torch.float16)
+    return plain and half and query.shape[2] == value.shape[2] <= 256
+
+
+def _varlen(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, scores: Scores) -> torch.Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
     output = varlen_attn(
@@ -160,38 +209,60 @@ def _on_gpu(
         layout.offsets,
         layout.longest,
         layout.longest,
-        scale=scaling,
-        window_size=(-1 if window is None else window - 1, 0),
+        scale=scores.scaling,
+        window_size=(-1 if scores.window is None else scores.window - 1, 0),
         enable_gqa=query.shape[1] != key.shape[1],
     )
     assert isinstance(output, torch.Tensor)
     return output
 
 
-def _on_cpu(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bucket: Bucket, scaling: float | None, window: int | None
-) -> torch.Tensor:
+def _side_by_side(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bucket: Bucket, scores: Scores) -> torch.Tensor:
+    places = bucket.places.to(query.device) if bucket.places is not None else None
+
     def rows(states: torch.Tensor) -> torch.Tensor:
         states = states[bucket.start : bucket.stop]
-        if bucket.places is not None:
-            states = _Spread.apply(states, bucket.places, bucket.rows * bucket.width)
+        if places is not None:
+            states = _Spread.apply(states, places, bucket.rows * bucket.width)
         return states.unflatten(0, (bucket.rows, bucket.width)).transpose(1, 2)  # [rows, heads, width, head size]
 
     mask = None
-    if window is not None and window < bucket.width:
-        distance = torch.arange(bucket.width)[:, None] - torch.arange(bucket.width)
-        mask = (distance >= 0) & (distance < window)
-    output = scaled_dot_product_attention(
-        rows(query),
-        rows(key),
-        rows(value),
-        attn_mask=mask,
-        is_causal=mask is None,
-        scale=scaling,
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
+    if scores.window is not None and scores.window < bucket.width:
+        distance = torch.arange(bucket.width, device=query.device)
+        distance = distance[:, None] - distance
+        mask = (distance >= 0) & (distance < scores.window)
+    if scores.softcap is not None or scores.sink is not None:
+        output = _explicit(rows(query), rows(key), rows(value), mask, scores)
+    else:
+        output = scaled_dot_product_attention(
+            rows(query),
+            rows(key),
+            rows(value),
+            attn_mask=mask,
+            is_causal=mask is None,
+            scale=scores.scaling,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
     tokens = output.transpose(1, 2).flatten(0, 1)
-    return tokens if bucket.places is None else _Collect.apply(tokens, bucket.places)
+    return tokens if places is None else _Collect.apply(tokens, places)
+
+
+def _explicit(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scores: Scores
+) -> torch.Tensor:
+    """Attention with its scores at hand, [rows, heads, width, width], as capped and sunken ones need them."""
+    heads, width = query.shape[1], query.shape[2]
+    key, value = (states.repeat_interleave(heads // states.shape[1], dim=1) for states in (key, value))
+    weights = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scores.scaling is None else scores.scaling)
+    if scores.softcap is not None:
+        weights = scores.softcap * torch.tanh(weights / scores.softcap)
+    if mask is None:
+        mask = torch.ones(width, width, dtype=torch.bool, device=query.device).tril()
+    weights = weights.float().masked_fill(~mask, -torch.inf)
+    if scores.sink is not None:
+        sink = scores.sink.float().reshape(1, -1, 1, 1).expand(weights.shape[0], -1, width, 1)
+        return torch.cat([weights, sink], dim=-1).softmax(-1)[..., :-1].to(value.dtype) @ value
+    return weights.softmax(-1).to(value.dtype) @ value
 
 
 AttentionInterface.register(NAME, attend)

@@ -13,16 +13,19 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import distributed, nn
 
 from cft_ray.errors import UserError
 from cft_ray.grid.settings import TrainingSettings
+from cft_ray.training import group
 
 
 class Engine(Protocol):
     """A model in training on this rank."""
 
     device: torch.device
+    module: nn.Module
+    """what is called"""
 
     def __call__(self, batch: Any) -> torch.Tensor:
         """Forward."""
@@ -73,22 +76,27 @@ def ready(settings: TrainingSettings, ranks: int) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def loading(settings: TrainingSettings, ranks: int) -> Iterator[None]:
-    """Models that transformers loads inside the block are partitioned if the engine wants them so."""
+def partition(module: nn.Module, settings: TrainingSettings, ranks: int) -> None:
+    """Put a model where the engine wants it, in place: split over the ranks for ZeRO-3, else whole on this rank's device.
+
+    Rank 0's values count, those of buffers too.
+
+    Args:
+        module: whole on every rank, with the right values on rank 0.
+        settings: of the training.
+        ranks: workers.
+    """
     if not partitioned(settings, ranks):
-        yield
+        module.to(group.device())
         return
-    from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
+    import deepspeed
 
     from cft_ray.training.zero import configuration
 
-    alive = HfDeepSpeedConfig(configuration(settings, ranks))  # from_pretrained looks for a living one
-    try:
-        yield
-    finally:
-        unset_hf_deepspeed_config()
-        del alive
+    deepspeed.zero.Init(module=module, config_dict_or_path=configuration(settings, ranks))
+    for buffer in module.buffers():
+        buffer.data = buffer.data.to(group.device())
+        distributed.broadcast(buffer.data, src=0)
 
 
 def initialise(module: nn.Module, settings: TrainingSettings, ranks: int) -> Engine:

@@ -6,7 +6,7 @@ At no time is more than one whole parameter held beside the shard that is being 
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ from deepspeed.runtime.zero import GatheredParameters
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import distributed, nn
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 
+from cft_ray.drift.heads import decoder_layer
 from cft_ray.errors import StageFailed
 
 SHARD_BYTES = 2 * 2**30
@@ -34,33 +36,38 @@ def gathered_parameters(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def write(
-    weights: Iterable[tuple[str, torch.Tensor]], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path
+    weights: Iterable[tuple[str, torch.Tensor]],
+    model: PreTrainedModel,
+    side_files: Path,
+    folder: Path,
+    *,
+    check: Callable[[Path], str | None] = lambda folder: None,
+    shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write a model; every rank calls it, rank 0 writes.
 
     Args:
-        weights: names as the Hugging Face model has them, and whole tensors.
-        model: gives configuration and generation configuration.
-        tokenizer: written beside it, chat template included.
+        weights: names as the Hugging Face model in memory has them, and whole tensors.
+        model: says how its files name and split them.
+        side_files: folder of configuration, generation configuration and tokenizer (`cft_ray.models.saving`).
         folder: appears only when it is complete and what is in it has been compared with what was written.
+        check: says in words what is wrong with the complete folder, if anything; called on rank 0.
+        shard_bytes: of a file.
 
     Raises:
-        StageFailed: a file does not hold what was written into it; every rank raises.
+        StageFailed: a file does not hold what was written into it, or the check fails; every rank raises.
     """
     leader = distributed.get_rank() == 0
     partial = folder.with_name(f".{folder.name}.partial")
     if leader:
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        shutil.copytree(side_files, partial)
     digests: dict[str, str] = {}
     homes: dict[str, str] = {}
     shard: dict[str, torch.Tensor] = {}
     size = total = 0
-    for name, gathered in weights:
-        if not leader:
-            continue
-        tensor = gathered.cpu().contiguous().clone()
-        if shard and size + tensor.nbytes > SHARD_BYTES:
+    for name, tensor in _as_filed(weights, model, leader):
+        if shard and size + tensor.nbytes > shard_bytes:
             _flush(partial, shard, homes)
             shard, size = {}, 0
         shard[name] = tensor
@@ -70,16 +77,41 @@ def write(
     if leader:
         _flush(partial, shard, homes)
         _finish(partial, homes, total)
-        model.config.save_pretrained(partial)
-        (model.generation_config or GenerationConfig.from_model_config(model.config)).save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-        problem = [_compare(partial, digests)]
+        problem = [_compare(partial, digests) or check(partial)]
     distributed.broadcast_object_list(problem, src=0)
     if problem[0]:
+        if leader:
+            shutil.rmtree(partial, ignore_errors=True)
         raise StageFailed(problem[0])
     if leader:
         shutil.rmtree(folder, ignore_errors=True)
         partial.replace(folder)
+
+
+def _as_filed(
+    weights: Iterable[tuple[str, torch.Tensor]], model: PreTrainedModel, leader: bool
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The leader's copies on the CPU under the names of the architecture's files.
+
+    transformers fuses some weights while loading, such as a block's experts; they are taken apart again a block at a time,
+    as its own ``save_pretrained`` does with a whole model.
+    """
+    group: dict[str, torch.Tensor] = {}
+    block: int | None = None
+    for name, gathered in weights:
+        if not leader:
+            continue
+        if group and decoder_layer(name) != block:
+            yield from _filed(model, group)
+            group = {}
+        block = decoder_layer(name)
+        group[name] = gathered.cpu().contiguous().clone()
+    yield from _filed(model, group)
+
+
+def _filed(model: PreTrainedModel, group: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, tensor in revert_weight_conversion(model, group).items():
+        yield name, tensor.contiguous().clone()  # parts of one tensor must not share memory in a safetensors file
 
 
 def _flush(folder: Path, shard: dict[str, torch.Tensor], homes: dict[str, str]) -> None:

@@ -6,14 +6,17 @@ the process next.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import distributed
 
+from cft_ray.errors import StageFailed, UserError
+
+T = TypeVar("T")
 TIMEOUT = timedelta(minutes=30)
 """a collective that waits longer for another rank fails"""
 
@@ -63,3 +66,27 @@ def first_problem(problem: Exception | None) -> Exception | None:
     problems: list[Any] = [None] * distributed.get_world_size()
     distributed.all_gather_object(problems, problem)
     return next((each for each in problems if each is not None), None)
+
+
+def together(work: Callable[[], T]) -> T:
+    """Do something on every rank; an error that the user can mend, on any of them, is raised on all.
+
+    Raises:
+        UserError, StageFailed: of the first rank that has one.
+    """
+    problem: Exception | None = None
+    result: Any = None
+    try:
+        result = work()
+    except (UserError, StageFailed) as error:
+        problem = error
+    if found := first_problem(problem):
+        raise found
+    return result
+
+
+def from_first(work: Callable[[], T]) -> T:
+    """Do something on rank 0 and tell all ranks the result, or the error that the user can mend."""
+    outcome: list[Any] = [together(lambda: work() if distributed.get_rank() == 0 else None)]
+    distributed.broadcast_object_list(outcome, src=0)
+    return outcome[0]

@@ -24,13 +24,15 @@ from cft_ray.data.accounts import RowAccount, refuse_lost
 from cft_ray.errors import StageFailed, UserError
 from cft_ray.metrics.schemas import table_of
 from cft_ray.strategies.base import Strategy
-from cft_ray.training import attention, engine, export, group, hardware, loggers, model
+from cft_ray.training import engine, export, group, hardware, loggers
 from cft_ray.training.checkpoint import Checkpoints, Progress
 from cft_ray.training.collate import MicroBatch, collate
+from cft_ray.training.contract import Contract
 from cft_ray.training.examples import Examples, RowCounts, encode
 from cft_ray.training.job import Job
 from cft_ray.training.loss import SummedLoss
 from cft_ray.training.order import SampleOrder, deal
+from cft_ray.training.probe import Probe
 from cft_ray.training.schedule import learning_rate
 
 OnStep = Callable[[dict[str, Any], int], None]
@@ -53,6 +55,8 @@ class Summary:
     """step records; on rank 0"""
     resumed_at: int
     """steps that had been done before this process began"""
+    notes: tuple[str, ...]
+    """what was done otherwise than asked for because of the model"""
 
 
 def train(job: Job, on_step: OnStep | None = None) -> Summary:
@@ -83,10 +87,12 @@ def _train(job: Job, on_step: OnStep | None, rank: int, ranks: int, leaving: Exi
     order = SampleOrder(examples.lengths, settings, job.seed)
     torch.manual_seed(job.seed)
 
-    dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
     leaving.enter_context(engine.ready(settings, ranks))
-    with engine.loading(settings, ranks):
-        causal = model.load(job.model, dtype=dtype, attention=attention.NAME if settings.padding == "free" else "sdpa")
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    contract = Contract(job.model, settings, Probe.of(examples, pad_id))
+    contract.check_limits(examples)
+    causal = contract.load(ranks)
+    settings = contract.settings  # samples are padded where the model cannot be run with them end to end
     if settings.gradient_checkpointing:
         causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         causal.enable_input_require_grads()
@@ -94,8 +100,10 @@ def _train(job: Job, on_step: OnStep | None, rank: int, ranks: int, leaving: Exi
     whole = _numbers(causal)
     prepared = strategy.prepare(causal, {role: Path(path) for role, path in job.inputs.items()}, job.seed)
     facts = strategy.facts(prepared)
-    module = SummedLoss(prepared, causal).train()
+    contract.save_side_files(causal, tokenizer, Path(job.scratch) / "side")
+    module = SummedLoss(prepared, causal, contract.way).train()
     deep = leaving.enter_context(closing(engine.initialise(module, settings, ranks)))
+    contract.check_engine(deep, causal)
     trained = sum(_size(parameter) for parameter in prepared.parameters() if parameter.requires_grad)
 
     checkpoints = Checkpoints(job.checkpoints, Path(job.scratch) / "shards")
@@ -105,7 +113,6 @@ def _train(job: Job, on_step: OnStep | None, rank: int, ranks: int, leaving: Exi
     resumed_at = progress.step
 
     pace = _Pace(causal, examples, whole, ranks)
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     for step in range(progress.step, order.steps):
         row = _step(deep, examples, order, settings, step, pad_id, pace)
         progress = Progress(
@@ -121,7 +128,8 @@ def _train(job: Job, on_step: OnStep | None, rank: int, ranks: int, leaving: Exi
             pace.restart()
 
     output = Path(job.output)
-    export.write(strategy.exported(prepared), causal, tokenizer, output / "model")
+    comes_back = contract.last_losses(deep)
+    export.write(strategy.exported(prepared), causal, contract.side_files, output / "model", check=comes_back)
     if rank == 0:
         (output / "tables").mkdir(parents=True, exist_ok=True)
         pq.write_table(table_of("steps", progress.rows), output / "tables" / "steps.parquet")
@@ -137,6 +145,7 @@ def _train(job: Job, on_step: OnStep | None, rank: int, ranks: int, leaving: Exi
         facts=facts,
         rows=progress.rows,
         resumed_at=resumed_at,
+        notes=tuple(contract.notes),
     )
 
 

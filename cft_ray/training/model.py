@@ -1,23 +1,18 @@
-"""Models: initialised at random with a byte-level tokenizer, or loaded under ZeRO-3 and compared with their files."""
+"""Models that are initialised at random, with a byte-level tokenizer."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
-from deepspeed.runtime.zero import GatheredParameters
-from safetensors import safe_open
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     GenerationConfig,
     LlamaConfig,
     MistralConfig,
-    PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
-from cft_ray.errors import StageFailed, UserError
 from cft_ray.grid.settings import ScratchModel
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
@@ -86,54 +81,3 @@ def create(scratch: ScratchModel, seed: int, folder: Path) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
-
-
-def load(folder: str, *, dtype: torch.dtype, attention: str) -> PreTrainedModel:
-    """Load a causal language model; partitioned if an `HfDeepSpeedConfig` of stage 3 is alive.
-
-    Args:
-        folder: Hugging Face folder.
-        dtype: of the weights that compute.
-        attention: transformers' name of the attention implementation.
-
-    Raises:
-        UserError: no model there.
-        StageFailed: what was loaded is not what the files hold.
-    """
-    try:
-        AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"no Hugging Face model ({error})", where=folder, fix="name a folder with config.json and weights"
-        ) from error
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention, local_files_only=True)
-    _compare(model, Path(folder))
-    return model
-
-
-def _compare(model: PreTrainedModel, folder: Path) -> None:
-    """Every weight against its file: loading under ZeRO-3 has silently re-initialised some (transformers#45313)."""
-    files = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as weights:
-            files |= dict.fromkeys(weights.keys(), path)
-    if not files:
-        return  # weights in another format: transformers has read them, there is nothing cheap to compare with
-    wrong: list[str] = []
-    leader = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
-    for name, parameter in model.named_parameters():
-        with GatheredParameters([parameter]):
-            if not leader:
-                continue
-            if name not in files:
-                wrong.append(name)
-                continue
-            with safe_open(files[name], framework="pt") as weights:
-                expected = weights.get_tensor(name).to(parameter.dtype)
-            if expected.shape != parameter.shape or not torch.equal(expected, parameter.detach().cpu()):
-                wrong.append(name)
-    outcome: list[Any] = [wrong]
-    if torch.distributed.is_initialized():
-        torch.distributed.broadcast_object_list(outcome, src=0)
-    if outcome[0]:
-        raise StageFailed(f"{folder}: loaded weights differ from their files: {', '.join(outcome[0][:5])} …")

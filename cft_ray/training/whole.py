@@ -28,7 +28,7 @@ class Whole:
         dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
         for parameter in module.parameters():  # buffers keep their precision: rotary frequencies need it
             parameter.data = parameter.data.to(dtype)
-        self._module = module.to(self.device)
+        self.module = module.to(self.device)
         self._limit = settings.max_grad_norm
         self._master: dict[nn.Parameter, torch.Tensor] = {}
         for each in groups:
@@ -44,7 +44,7 @@ class Whole:
 
     def __call__(self, batch: Any) -> torch.Tensor:
         """See `Engine`."""
-        return self._module(batch)
+        return self.module(batch)
 
     def backward(self, loss: torch.Tensor) -> None:
         """See `Engine`."""
@@ -75,7 +75,7 @@ class Whole:
 
     def shares(self) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
         """See `Engine`."""
-        for name, parameter in self._module.named_parameters():
+        for name, parameter in self.module.named_parameters():
             if (master := self._master.get(parameter)) is not None:
                 state = self._optimizer.state[master]
                 tensors = {"fp32": master, "exp_avg": state["exp_avg"], "exp_avg_sq": state["exp_avg_sq"]}

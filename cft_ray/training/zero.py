@@ -99,6 +99,7 @@ class Zero3:
         self._engine, *_ = deepspeed.initialize(model=module, model_parameters=annotated, config=configuration(settings, ranks))
         self._engine.train()
         self._ranks = ranks
+        self.module = module
         self.device: torch.device = self._engine.device
 
     def __call__(self, batch: Any) -> torch.Tensor:

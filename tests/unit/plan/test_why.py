@@ -4,6 +4,7 @@ from made import Made
 
 from cft_ray.grid.schema import grid_from_text
 from cft_ray.plan.build import build
+from cft_ray.plan.specs import FinetuneSpec
 from cft_ray.plan.why import explain
 
 GRID = """\
@@ -83,7 +84,9 @@ def test_raised_version_and_exchanged_input():
     for item in older:
         if item.kind == "finetune":
             item.version, item.fingerprint = item.version - 1, "0" * 64
-    assert [(d.path, d.old, d.new) for d in told(plan, older)["a en"].differences] == [("version", 0, 1)]
+    assert [(d.path, d.old, d.new) for d in told(plan, older)["a en"].differences] == [
+        ("version", FinetuneSpec.version - 1, FinetuneSpec.version)
+    ]
     swapped = planned("pairs=[{phase1: multi, phase2: en}]")
     exchanged = told(swapped, artifacts(plan))["a multi"].differences
     assert [d.path for d in exchanged] == ["input data"] and "multi" in str(exchanged[0])

@@ -1,0 +1,1 @@
+"""What is demanded of a model, and the one place that loads one: training, insight and generation share it."""

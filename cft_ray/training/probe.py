@@ -1,0 +1,88 @@
+"""A few real rows on which a training's losses are compared with the model's own: before the first step and at the end."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from cft_ray.models.function import Row, Way
+from cft_ray.training import attention
+from cft_ray.training.collate import MicroBatch, collate
+from cft_ray.training.examples import Examples
+from cft_ray.training.loss import SummedLoss
+
+ROWS = 4
+ROW_TOKENS = 256
+"""rows up to this length are preferred: the comparison is to cost a few steps of a training at most"""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Rows of a training.
+
+    Args:
+        batches: padding -> the rows as a micro-batch.
+        rows: the same rows apart.
+    """
+
+    batches: dict[str, MicroBatch]
+    rows: tuple[Row, ...]
+
+    @classmethod
+    def of(cls, examples: Examples, pad_id: int) -> "Probe":
+        """Short rows of different lengths, longest first.
+
+        Args:
+            examples: all rows.
+            pad_id: token id of padding.
+        """
+        order = np.argsort(examples.lengths, kind="stable")
+        short = order[: max(2, int(np.searchsorted(examples.lengths[order], ROW_TOKENS, side="right")))]
+        chosen = short[np.unique(np.linspace(0, len(short) - 1, min(ROWS, len(short))).astype(int))][::-1].tolist()
+        batches = {padding: collate(examples, chosen, padding=padding, pad_id=pad_id) for padding in ("free", "padded")}
+        padded = batches["padded"]
+        assert padded.mask is not None
+        width = padded.input_ids.shape[1]
+        rows = []
+        for place, length in enumerate(padded.mask.sum(1).tolist()):
+            mine = padded.predictors // width == place
+            rows.append(Row(padded.input_ids[place, :length], padded.predictors[mine] % width, padded.labels[mine]))
+        return cls(batches, tuple(rows))
+
+    def losses(self, module: torch.nn.Module, way: Way, device: torch.device) -> torch.Tensor:
+        """[targets] losses in nats as a training computes them.
+
+        Args:
+            module: a `SummedLoss`, or the engine around one.
+            way: of that module.
+            device: where it computes.
+
+        Raises:
+            ValueError: their sum is not what a step would take.
+        """
+        batch = self.batches[way.padding].to(device)
+        each = module(batch, summed=False)
+        if module.training:  # two passes with dropout differ
+            return each
+        total = float(module(batch))
+        if not math.isclose(total, float(each.double().sum()), rel_tol=1e-2 if each.dtype != torch.float32 else 1e-3):
+            raise ValueError(f"the loss of a step, {total:.4f}, is not the sum of its targets' losses, {float(each.sum()):.4f}")
+        return each
+
+    def of_model(self, causal: PreTrainedModel, way: Way) -> torch.Tensor:
+        """[targets] losses of a whole model, as a training would compute them."""
+        head = causal.get_output_embeddings()
+        kind: Any = type(head)
+        try:
+            return self.losses(SummedLoss(causal, causal, way).train(causal.training), way, causal.device)
+        finally:
+            if head is not None:
+                head.__class__ = kind
+
+
+def attention_of(way: Way) -> str:
+    """transformers' name of the attention that a way goes with."""
+    return attention.NAME if way.padding == "free" else "sdpa"

@@ -1,0 +1,189 @@
+"""What a training computes is what the model computes by itself, or it is run in another way, or refused."""
+
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+
+from cft_ray.errors import UserError
+from cft_ray.grid.settings import TrainingSettings
+from cft_ray.models.architectures import VOCABULARY
+from cft_ray.models.architectures import tiny_model as make
+from cft_ray.models.function import Row, Way, choose, difference, own_losses, set_attention
+from cft_ray.training.attention import Layout
+from cft_ray.training.collate import MicroBatch
+from cft_ray.training.loss import SummedLoss
+from cft_ray.training.probe import Probe, attention_of
+
+LENGTHS = (23, 17, 9)
+
+
+def tiny_model(kind: str) -> Any:
+    """Of any class: what is inside is known to the test alone."""
+    return make(kind)
+
+
+def probe():
+    """Rows of random tokens, every position but the first a target; longer than a tiny model's windows."""
+    generator = torch.Generator().manual_seed(0)
+    ids = [torch.randint(3, VOCABULARY, (length,), generator=generator) for length in LENGTHS]
+    rows = tuple(Row(each, torch.arange(len(each) - 1), each[1:]) for each in ids)
+    labels = torch.cat([row.labels for row in rows])
+    starts = [0, LENGTHS[0], LENGTHS[0] + LENGTHS[1]]
+    free = MicroBatch(
+        input_ids=torch.cat(ids)[None],
+        position_ids=torch.cat([torch.arange(length) for length in LENGTHS])[None],
+        predictors=torch.cat([row.predictors + start for row, start in zip(rows, starts, strict=True)]),
+        labels=labels,
+        layout=Layout.of(LENGTHS),
+        mask=None,
+        tokens=sum(LENGTHS),
+    )
+    width = LENGTHS[0]
+    padded = MicroBatch(
+        input_ids=torch.nn.utils.rnn.pad_sequence(ids, batch_first=True),
+        position_ids=torch.arange(width).expand(3, -1),
+        predictors=torch.cat([row.predictors + place * width for place, row in enumerate(rows)]),
+        labels=labels,
+        layout=None,
+        mask=torch.tensor([[1] * length + [0] * (width - length) for length in LENGTHS]),
+        tokens=sum(LENGTHS),
+    )
+    return Probe({"free": free, "padded": padded}, rows)
+
+
+def chosen(model):
+    rows = probe()
+    return choose(model, rows.rows, rows.of_model, padding="free", attention=attention_of, where="m")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "llama",
+        "mistral",
+        "qwen2",
+        "qwen3_moe",
+        "gemma2",
+        "gemma3_text",
+        "cohere",
+        "cohere2",
+        "granite",
+        "gpt_oss",
+        "gpt2",
+        "olmo2",
+    ],
+)
+def test_samples_laid_end_to_end_are_the_models_own_function(kind):
+    """Scales, caps, sinks, windows of 6 tokens, fused experts and learned positions: all by the cheapest way."""
+    model = tiny_model(kind)
+    way, notes, _ = chosen(model)
+    assert (way, notes) == (Way("free", "chunked"), ())
+
+
+@pytest.mark.parametrize("kind", ["stablelm", "bloom", "mamba", "jamba", "llama4_text"])
+def test_what_cannot_be_laid_end_to_end_is_padded_with_a_note(kind):
+    way, notes, _ = chosen(tiny_model(kind))
+    assert way.padding == "padded"
+    assert notes and "end to end" in notes[0]
+
+
+@pytest.mark.parametrize("kind", ["cohere", "gemma2", "granite", "gpt_oss"])
+def test_gradients_are_the_models_own(kind):
+    """Through the chunked head's own backward pass, and through attention with caps and sinks."""
+    model, rows = tiny_model(kind), probe()
+    set_attention(model, "eager")
+    loss = torch.stack(
+        [
+            torch.nn.functional.cross_entropy(model(input_ids=row.ids[None]).logits[0, :-1].float(), row.labels, reduction="sum")
+            for row in rows.rows
+        ]
+    ).sum()
+    loss.backward()
+    wanted = {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+    model.zero_grad()
+    set_attention(model, attention_of(Way()))
+    total = SummedLoss(model, model, Way())(rows.batches["free"])
+    total.backward()
+    torch.testing.assert_close(total, loss, rtol=1e-4, atol=1e-4)
+    for name, parameter in model.named_parameters():
+        if name in wanted:
+            torch.testing.assert_close(parameter.grad, wanted[name], rtol=1e-3, atol=1e-3 * float(wanted[name].abs().max()))
+
+
+def test_a_scale_that_is_not_known_is_left_to_the_models_own_head():
+    model = tiny_model("llama")
+    forward = model.forward
+
+    def scaled(*args, **kwargs):
+        output = forward(*args, **kwargs)
+        output.logits = output.logits * 0.25
+        return output
+
+    model.forward = scaled
+    way, notes, _ = chosen(model)
+    assert way == Way("padded", "own")
+    assert len(notes) == 2
+
+
+def test_what_no_way_computes_is_refused_by_name():
+    model, rows = tiny_model("llama"), probe()
+    with pytest.raises(UserError, match=r"LlamaForCausalLM cannot be trained rightly.*loss"):
+        choose(
+            model,
+            rows.rows,
+            lambda causal, way: rows.of_model(causal, way) + 0.5,
+            padding="free",
+            attention=attention_of,
+            where="m",
+        )
+
+
+def test_a_model_whose_predictions_are_no_numbers_is_refused():
+    model = tiny_model("llama")
+    model.lm_head.weight.data[3] = torch.nan
+    with pytest.raises(UserError, match="not finite"):
+        chosen(model)
+
+
+def test_attention_dropout_is_met_before_the_first_step():
+    model = tiny_model("llama")
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.1
+    way, notes, _ = chosen(model)
+    assert way.padding == "padded" and "dropout" in notes[0]
+
+
+def test_the_noise_of_a_type_is_told_from_another_function():
+    losses = torch.linspace(0.5, 6, 50)
+    assert difference(losses * (1 + 1e-6), losses, torch.float32) is None
+    assert difference(losses * 1.01, losses, torch.float32) is not None
+    assert difference(losses * 1.01, losses, torch.bfloat16) is None
+    assert difference(losses * 1.2, losses, torch.bfloat16) is not None
+    assert difference(losses[:-1], losses, torch.float32) is not None
+    assert difference(losses * torch.nan, losses, torch.bfloat16) is not None
+
+
+def test_own_losses_leave_the_model_as_it_was():
+    model = tiny_model("llama").train()
+    set_attention(model, attention_of(Way()))
+    own_losses(model, probe().rows)
+    assert model.training and model.config._attn_implementation == attention_of(Way())
+
+
+def test_a_probe_takes_real_rows_of_different_lengths():
+    from cft_ray.grid.settings import Template
+    from cft_ray.training.examples import encode
+    from cft_ray.training.model import byte_tokenizer
+
+    columns = {"system": "", "input": "", "language": "en"}
+    rows = [{"id": str(i), "instruction": f"say {i}", "output": "abc" * i, **columns} for i in range(1, 9)]
+    examples = encode(
+        pa.Table.from_pylist(rows), Template(name="plain"), byte_tokenizer(64), TrainingSettings(max_length=64), where="w"
+    )
+    taken = Probe.of(examples, 2)
+    lengths = [len(row.ids) for row in taken.rows]
+    assert len(lengths) == 4 and lengths == sorted(lengths, reverse=True) and len(set(lengths)) > 1
+    for row in taken.rows:
+        assert torch.equal(row.ids[row.predictors + 1], row.labels)
