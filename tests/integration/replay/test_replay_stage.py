@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from alone import Alone
 
+from cft_ray.data.accounts import RowAccount
 from cft_ray.data.rows import table, write_rows
 from cft_ray.grid.settings import ReplaySampling, Template
 from cft_ray.plan.specs import ReplaySpec
@@ -58,6 +59,8 @@ def test_the_model_given_answers(tmp_path, ray_session, planted, prompts):
     assert {row["finish_reason"] for row in answered} == {"stop"}
     unanswered = len(rows) - len(answered)
     assert unanswered and {row["finish_reason"] for row in rows if row["prompt_id"] == "p7"} == {"no_room"}
+    account = RowAccount.model_validate(outputs.pop("account")).checked("replay")
+    assert (account.came, account.used, account.noted) == (50, 50, {"empty": unanswered, "truncated": unanswered})
     assert outputs == {"rows": 50, "tokens": 5 * len(answered), "empty": unanswered, "truncated": unanswered}
     assert made.shown[-1]["done"] == made.shown[-1]["total"] == 50
 
