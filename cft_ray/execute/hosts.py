@@ -8,7 +8,7 @@ released. On CPUs there is no need of one: Ray keeps the tasks' processes, and t
 The driver owns the actors, so none outlives the run.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import ray
@@ -25,6 +25,10 @@ class Host:
     def run(self, work: Callable[[StageContext], T], context: StageContext) -> T:
         """``work(context)``."""
         return work(context)
+
+    def stream(self, work: Callable[[StageContext], Iterator[T]], context: StageContext) -> Iterator[T]:
+        """The parts of ``work(context)``."""
+        yield from work(context)
 
 
 class Hosts:
