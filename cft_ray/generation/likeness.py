@@ -10,7 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 
 ARCHITECTURES = frozenset({"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"})
-"""Those of which a test shows that reloaded weights answer as a fresh engine does. Tied heads do not: a reload leaves the head."""
+"""Those of which a test shows that reloaded weights answer as a fresh engine does. A reload leaves tied heads as they were."""
 _INDEX = "model.safetensors.index.json"
 _UNREAD = frozenset({"README.md", "LICENSE", ".gitattributes", _INDEX})
 """Files that say nothing to an engine; how weights are spread over files does not matter."""
