@@ -74,8 +74,8 @@ def questions(model: str, count: int) -> list[Any]:
     """Prompts of varied length, by a fixed seed."""
     from transformers import AutoTokenizer
 
-    from cft_ray.generation.batches import Prompt
     from cft_ray.generation.prompts import encode
+    from cft_ray.generation.requests import Prompt
 
     draw = random.Random(0)
     words = ["reverse", "the", "word", "number", "and", "write", "it", "twice", "in", "capitals"]
@@ -112,6 +112,7 @@ def bare_rates(model: str, prompts: list[Any], sampling: Any, repeats: int) -> l
 def our_rate(model: str, prompts: list[Any], sampling: Any, threads: int) -> float:
     """Generated tokens per second of the stage's generator, from the moment when its engine stands."""
     from cft_ray.generation.batches import answers
+    from cft_ray.grid.settings import EngineSettings
     from cft_ray.plan.stage import Resources
 
     before, ready = engines(), threading.Event()
@@ -125,7 +126,9 @@ def our_rate(model: str, prompts: list[Any], sampling: Any, threads: int) -> flo
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    tokens = sum(answer.tokens for answer in answers(model, prompts, sampling, Resources(workers=1, cpus=threads)))
+    tokens = sum(
+        answer.tokens for answer in answers(model, prompts, sampling, EngineSettings(), Resources(workers=1, cpus=threads))
+    )
     end = time.perf_counter()
     ready.set()
     watcher.join()

@@ -49,4 +49,4 @@ def load_model(folder: str, spec: EvaluateSpec, gpus: float = 1) -> "LM":
     loaded = engine.load(arguments)
     from cft_ray.evaluation.vllm_model import VllmModel
 
-    return VllmModel(loaded, seed=spec.seed)
+    return VllmModel(loaded, settings.max_length, seed=spec.seed)

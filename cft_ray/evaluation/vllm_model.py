@@ -33,14 +33,15 @@ class VllmModel(Templated, TemplateLM):
 
     Args:
         engine: in-process vLLM engine.
+        max_length: tokens of prompt and answer together; the engine's own limit counts if lower.
         seed: of sampling; every request gets the same, so an answer does not depend on its neighbours.
     """
 
-    def __init__(self, engine: "LLM", seed: int = 0) -> None:
+    def __init__(self, engine: "LLM", max_length: int, seed: int = 0) -> None:
         super().__init__()
         self.engine, self.seed = engine, seed
         self.tokenizer = engine.get_tokenizer()
-        self.max_length: int = engine.llm_engine.model_config.max_model_len
+        self.max_length = min(max_length, engine.llm_engine.model_config.max_model_len)
         self._looked = False
 
     @property

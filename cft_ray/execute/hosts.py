@@ -8,7 +8,7 @@ released. On CPUs there is no need of one: Ray keeps the tasks' processes, and t
 The driver owns the actors, so none outlives the run.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import ray
@@ -22,9 +22,13 @@ T = TypeVar("T")
 class Host:
     """The actor: does one stage's work after the other."""
 
-    def run(self, work: Callable[..., T], context: StageContext, *more: Any) -> T:
-        """``work(context, *more)``."""
-        return work(context, *more)
+    def run(self, work: Callable[[StageContext], T], context: StageContext) -> T:
+        """``work(context)``."""
+        return work(context)
+
+    def stream(self, work: Callable[[StageContext], Iterator[T]], context: StageContext) -> Iterator[T]:
+        """The parts of ``work(context)``."""
+        yield from work(context)
 
 
 class Hosts:

@@ -1,4 +1,4 @@
-"""Answers of one model to many prompts: Ray Data and vLLM, through `ray.data.llm`.
+"""Answers of one model to many prompts by several engines: Ray Data and vLLM, through `ray.data.llm`.
 
 The prompts come as tokens, each with the seed of its own random numbers, so that an answer depends on the model, the
 prompt and that seed, not on what it was batched with. Answers come as they are finished, in no order. What the engine
@@ -8,58 +8,30 @@ needs to hear is in `cft_ray.generation.settings`; the sizes here keep it fed: t
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from cft_ray.generation.settings import ENVIRONMENT, device, engine_arguments
-from cft_ray.grid.settings import ReplaySampling
+from cft_ray.generation.requests import Answer, Prompt, parameters
+from cft_ray.generation.settings import device, engine_arguments, environment
+from cft_ray.grid.settings import EngineSettings, ReplaySampling
 from cft_ray.plan.stage import Resources
 
 BATCH_SIZE = 32
 CONCURRENT_BATCHES = 16
+LIGHT = 0.1
+"""Share of the engines' CPUs for what Ray Data does beside them: without it, engines that hold all CPUs wait for a conversion
+that waits for a CPU."""
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """What is asked.
-
-    Args:
-        index: names it among the answers.
-        tokens: token ids, the beginning-of-sequence token included.
-        seed: of this answer's random numbers, in [0, 2^63).
-        new_tokens: most tokens of the answer.
-    """
-
-    index: int
-    tokens: list[int]
-    seed: int
-    new_tokens: int
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What came.
-
-    Args:
-        index: of its prompt.
-        text: without special tokens.
-        tokens: number of tokens generated, the end-of-sequence token included.
-        finish_reason: ``stop``: the model ended it; ``length``: it ran into the limit.
-    """
-
-    index: int
-    text: str
-    tokens: int
-    finish_reason: str
-
-
-def answers(model: str, prompts: Sequence[Prompt], sampling: ReplaySampling, resources: Resources) -> Iterator[Answer]:
+def answers(
+    model: str, prompts: Sequence[Prompt], sampling: ReplaySampling, limits: EngineSettings, resources: Resources
+) -> Iterator[Answer]:
     """Ask ``model`` all prompts; inside a running Ray.
 
     Args:
         model: local Hugging Face folder, on every node that works.
         prompts: what to ask, at least one.
         sampling: temperature, nucleus, length and dtype.
+        limits: of an engine's batch and memory.
         resources: ``workers`` engines, each with ``cpus`` CPUs and ``gpus`` GPUs (tensor parallelism).
 
     Raises:
@@ -81,12 +53,15 @@ def answers(model: str, prompts: Sequence[Prompt], sampling: ReplaySampling, res
         dtype=sampling.dtype,
         max_length=sampling.max_length,
         seed=0,
+        sequences=limits.sequences,
+        batch_tokens=limits.batch_tokens,
+        gpu_memory=limits.gpu_memory,
         on="cuda" if gpus or device() == "cuda" else "cpu",
         gpus=max(gpus, 1),
     )
     arguments.pop("model")
     ends = _end_tokens(model)
-    bundle = {"CPU": resources.cpus} | ({"GPU": 1} if gpus else {})
+    bundle = {"CPU": resources.cpus * (1 - LIGHT)} | ({"GPU": 1} if gpus else {})
     config = vLLMEngineProcessorConfig(
         model_source=model,
         engine_kwargs=arguments,
@@ -94,18 +69,17 @@ def answers(model: str, prompts: Sequence[Prompt], sampling: ReplaySampling, res
         max_concurrent_batches=CONCURRENT_BATCHES,
         concurrency=(1, resources.workers),
         placement_group_config={"bundles": [bundle] + [{"GPU": 1}] * (gpus - 1)},
-        runtime_env={"env_vars": {**ENVIRONMENT, "OMP_NUM_THREADS": str(max(int(resources.cpus), 1))}},
+        runtime_env={"env_vars": {**environment(), "OMP_NUM_THREADS": str(max(int(resources.cpus), 1))}},
         log_engine_metrics=False,
         chat_template_stage=False,
         tokenize_stage=False,
         detokenize_stage=False,
     )
-    shared = {"temperature": sampling.temperature, "top_p": sampling.top_p}
 
     def ask(row: dict[str, Any]) -> dict[str, Any]:
         return {
             "tokenized_prompt": row["tokens"],
-            "sampling_params": {**shared, "seed": int(row["seed"]), "max_tokens": int(row["new_tokens"])},
+            "sampling_params": parameters(sampling, int(row["seed"]), int(row["new_tokens"])),
         }
 
     def answer(row: dict[str, Any]) -> dict[str, Any]:
@@ -118,8 +92,7 @@ def answers(model: str, prompts: Sequence[Prompt], sampling: ReplaySampling, res
             "finish_reason": "stop" if ended else "length",
         }
 
-    # The two conversions beside the engine are light; whole CPUs for them would wait for the engine's.
-    light = {"num_cpus": 0.01}
+    light = {"num_cpus": LIGHT * min(resources.cpus, 1) / 4}  # of two conversions, each with room for two at a time
     processor = build_processor(
         config, preprocess=ask, postprocess=answer, preprocess_map_kwargs=light, postprocess_map_kwargs=light
     )

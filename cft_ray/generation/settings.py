@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cft_ray.errors import UserError
+from cft_ray.grid.settings import engine_length
 
 Device = Literal["cuda", "cpu"]
 
@@ -22,7 +23,7 @@ ENVIRONMENT: dict[str, str] = {
     "TOKENIZERS_PARALLELISM": "false",  # a forked tokenizer that has used threads warns, and may hang
     "TQDM_DISABLE": "1",  # progress goes through the stage's context
 }
-"""Environment of every process that imports vLLM; what the user has set stays."""
+"""Of every process that imports vLLM; see `environment`."""
 
 CPU_SEQUENCES = 128
 """Sequences that a CPU engine runs at a time."""
@@ -40,10 +41,14 @@ def device() -> Device:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def environment() -> dict[str, str]:
+    """`ENVIRONMENT`; what the user has set stays as it is."""
+    return {name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()}
+
+
 def prepare_environment() -> None:
-    """Set `ENVIRONMENT` in this process, where the user has not; to be called before vLLM is imported."""
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    """Set `environment` in this process; to be called before vLLM is imported."""
+    os.environ.update(environment())
 
 
 def read_config(model: str) -> Any:
@@ -81,7 +86,8 @@ def engine_arguments(
     Args:
         model: local Hugging Face folder.
         dtype: of weights and activations; ``auto``: the checkpoint's on a GPU, float32 on a CPU.
-        max_length: tokens of prompt and answer together; the model's own limit counts if lower.
+        max_length: tokens of prompt and answer together that there must be room for (`engine_length`), or the model's own limit,
+            if lower.
         seed: of the engine; sampling is seeded per request.
         on: device.
         gpus: GPUs that the model is split over (tensor parallelism); of less than one it takes its share of the memory.
@@ -93,7 +99,8 @@ def engine_arguments(
         UserError: see `read_config`.
     """
     config = read_config(model).get_text_config()
-    length = min(max_length, getattr(config, "max_position_embeddings", max_length))
+    length = engine_length(max_length)
+    length = min(length, getattr(config, "max_position_embeddings", None) or length)
     arguments: dict[str, Any] = {
         "model": model,
         "max_model_len": length,

@@ -1,5 +1,6 @@
 """Settings that a grid sets and a stage obeys. Shared by the grid schema and by the specs; pure."""
 
+import math
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -143,6 +144,15 @@ class EngineSettings(Settings):
         None, "tokens that vLLM reads at a time; none: its choice on a GPU, 4096 on a CPU", gt=0
     )
     gpu_memory: float = not_identity(0.85, "share of each GPU's memory that vLLM takes", gt=0, le=1)
+
+
+LENGTHS = 4096
+"""An engine has room for a multiple of so many tokens."""
+
+
+def engine_length(max_length: int) -> int:
+    """Tokens that an engine has room for, so that stages with other limits, which they keep themselves, share it."""
+    return math.ceil(max_length / LENGTHS) * LENGTHS
 
 
 class ReplaySampling(Settings):

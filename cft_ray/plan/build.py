@@ -237,6 +237,7 @@ class _Builder:
             seed=seed,
             label=label,
             resources=self.resources,
+            engine=self.grid.evaluation.engine,
         )
         try:
             stages = variant.implementation.stages(phase2)

@@ -23,6 +23,7 @@ from cft_ray.grid.settings import (
     ScratchModel,
     Template,
     TrainingSettings,
+    engine_length,
     not_identity,
 )
 from cft_ray.plan.fingerprint import canonical
@@ -147,6 +148,13 @@ class FinetuneSpec(Spec):
     allow_left_out: float = locator("share of its rows that may be left out", ALLOWED)
 
 
+def _engine(checkpoints: dict[str, Checkpoint], dtype: str, max_length: int, engine: EngineSettings) -> str:
+    """What a vLLM engine is, the model's artifact aside."""
+    named = {role: checkpoint.model_dump(mode="json") for role, checkpoint in checkpoints.items() if role == "model"}
+    lengths = {"dtype": dtype, "max_length": engine_length(max_length)}
+    return canonical({**named, **lengths, "engine": engine.model_dump(mode="json")})
+
+
 class ReplaySpec(Spec):
     """Answers of `model` to prompts. Inputs: `model` or `checkpoints["model"]`, `prompts`, `target` (its size counts)."""
 
@@ -156,6 +164,12 @@ class ReplaySpec(Spec):
     template: Template
     sampling: ReplaySampling
     seed: int = 0
+    engine: EngineSettings = Field(default=EngineSettings(), json_schema_extra={"identity": False})
+
+    @property
+    def loads(self) -> str | None:
+        """The engine's settings."""
+        return _engine(self.checkpoints, self.sampling.dtype, self.sampling.max_length, self.engine)
 
 
 class DriftSpec(Spec):
@@ -192,9 +206,7 @@ class EvaluateSpec(Spec):
         """The engine's settings; a local judge takes the model's place, and transformers loads anew."""
         if self.backend != "vllm" or (self.judge is not None and self.judge.model is None):
             return None
-        named = {role: checkpoint.model_dump(mode="json") for role, checkpoint in self.checkpoints.items() if role == "model"}
-        lengths = {"dtype": self.generation.dtype, "max_length": self.generation.max_length}
-        return canonical({**named, **lengths, "engine": self.engine.model_dump(mode="json")})
+        return _engine(self.checkpoints, self.generation.dtype, self.generation.max_length, self.engine)
 
 
 class EmbedSpec(Spec):

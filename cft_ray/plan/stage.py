@@ -55,7 +55,9 @@ class Stage:
     @cached_property
     def loads(self) -> tuple[str | None, str] | None:
         """Names the model that the stage's process has loaded when it ends; equal for stages that can share one."""
-        return None if self.spec.loads is None else (self.inputs.get("model"), self.spec.loads)
+        if self.spec.loads is None or self.resources.workers > 1:  # several workers are no process of the stage's own
+            return None
+        return self.inputs.get("model"), self.spec.loads
 
     def to_json(self) -> dict[str, Any]:
         """Everything needed to rebuild the stage in another process, as plain JSON values."""

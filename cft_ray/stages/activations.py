@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 import pyarrow.parquet as pq
-import ray
 
 from cft_ray.activations.measure import Part, read_model
 from cft_ray.activations.prompts import Prompts
@@ -35,7 +34,7 @@ def run(context: StageContext) -> dict[str, Any]:
     """
     model, data = (sides.name(context.stage, role) for role in ("model", "prompts"))
     context.progress(note="the model is loaded")
-    parts = remote.stream(_read, _TASK, context)
+    parts = remote.stream(_read, context)
     prompts = next(parts)
     assert isinstance(prompts, Prompts)
     writer = Writer(prompts, context.output)
@@ -68,6 +67,3 @@ def _read(context: StageContext) -> Iterator[Prompts | Part]:
     spec = cast(ActivationsSpec, context.stage.spec)
     folder = context.input("prompts")
     yield from read_model(context.model("model"), read_rows(folder), spec.template, spec.settings, where=str(folder))
-
-
-_TASK = ray.remote(_read)

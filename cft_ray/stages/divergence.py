@@ -7,7 +7,6 @@ Reads `data`, `left` and `right` (artifacts or named checkpoints). Writes ``rows
 from typing import Any, cast
 
 import pyarrow.parquet as pq
-import ray
 
 from cft_ray.data.accounts import KEY
 from cft_ray.data.rows import read_rows
@@ -29,7 +28,7 @@ def run(context: StageContext) -> dict[str, Any]:
         UserError: see `cft_ray.divergence.measure.measure_divergence`.
     """
     context.progress(note="the models are loaded")
-    found = remote.call(_measure, _TASK, context)
+    found = remote.call(_measure, context)
     left, right, data = (sides.name(context.stage, role) for role in ("left", "right", "data"))
     tables = context.output / "tables"
     tables.mkdir()
@@ -51,6 +50,3 @@ def _measure(context: StageContext) -> Divergence:
         where=str(folder),
         progress=lambda done, total: context.progress(done=done, total=total, unit="tokens", note=""),
     )
-
-
-_TASK = ray.remote(_measure)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-import ray
 
 from cft_ray.drift.measure import Drift, measure_drift
 from cft_ray.metrics.schemas import table_of
@@ -26,7 +25,7 @@ def run(context: StageContext) -> dict[str, Any]:
     Raises:
         UserError: the models cannot be compared; see `cft_ray.drift.measure.measure_drift`.
     """
-    drift = remote.call(compare, _TASK, context)
+    drift = remote.call(compare, context)
     left, right = (sides.name(context.stage, role) for role in ("left", "right"))
     (context.output / "tables").mkdir()
     pq.write_table(drift.tensors, context.output / "tensors.parquet")
@@ -44,6 +43,3 @@ def compare(context: StageContext) -> Drift:
         threads=max(1, int(context.stage.resources.cpus)),
         progress=lambda done, total: context.progress(done=done, total=total, unit="parameters"),
     )
-
-
-_TASK = ray.remote(compare)

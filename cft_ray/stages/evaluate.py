@@ -7,8 +7,6 @@ where it was, by whichever machine.
 
 from typing import Any, cast
 
-import ray
-
 from cft_ray.errors import UserError
 from cft_ray.evaluation.rows import Evaluation
 from cft_ray.grid.benchmarks import BENCHMARKS
@@ -51,7 +49,7 @@ def run(context: StageContext) -> dict[str, Any]:
 
 
 def _by_harness(context: StageContext) -> tuple[Evaluation, dict[str, Any]]:
-    result, revisions, account = remote.call(evaluate, _EVALUATE, context)
+    result, revisions, account = remote.call(evaluate, context, engine=True)
     return result, ({"revisions": revisions} if revisions else {}) | account
 
 
@@ -76,7 +74,3 @@ def evaluate(context: StageContext) -> tuple[Evaluation, dict[str, str], dict[st
     kept = Kept(model, Answers(context.checkpoints), first=FIRST[device()], progress=tell)
     result = ask(kept, benchmark)
     return result, benchmark.revisions, kept.account()
-
-
-# Made once: to Ray each new remote function is another sort of task, with a process of its own.
-_EVALUATE = ray.remote(evaluate)

@@ -11,6 +11,7 @@ import logging
 import shutil
 import threading
 import traceback
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -41,7 +42,7 @@ def run(context: StageContext) -> dict[str, Any]:
     """
     if context.stage.resources.workers == 1:
         home = ray.get_runtime_context().get_node_id() if ray.is_initialized() else None
-        outputs, away = remote.call(alone, _ALONE, context, home)
+        outputs, away = remote.call(partial(alone, home=home), context)
     else:
         outputs, away = _in_group(context)
     if away:
@@ -92,10 +93,6 @@ def alone(context: StageContext, home: str | None) -> tuple[dict[str, Any], bool
     """The only worker; the process is left as it was found."""
     _prepare(context, _rows(context))
     return _train(context, home)
-
-
-# Made once: to Ray each new remote function is another sort of task, with a process of its own.
-_ALONE = ray.remote(alone)
 
 
 def _train(context: StageContext, home: str | None) -> tuple[dict[str, Any], bool]:

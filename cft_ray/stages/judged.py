@@ -8,8 +8,6 @@ dies asks neither the model nor the judge twice.
 
 from typing import Any, cast
 
-import ray
-
 from cft_ray.evaluation.rows import Evaluation
 from cft_ray.plan.specs import EvaluateSpec
 from cft_ray.stages import remote
@@ -51,7 +49,7 @@ def evaluate(context: StageContext) -> tuple[Evaluation, dict[str, Any]]:
 
     kept = Answers(context.checkpoints)
     if len(kept.read(_WHOLE)) < len(items):
-        remote.call(_answer, _ANSWER, context)
+        remote.call(_answer, context, engine=True)
     there = kept.read(_WHOLE)
     answers = [there[item.number] for item in items]
     questions = _questions(Annotator(judge), items, answers)
@@ -64,7 +62,7 @@ def evaluate(context: StageContext) -> tuple[Evaluation, dict[str, Any]]:
         tally = judge_all(endpoint, questions, annotations, judge, tell)
         failures = tally.counts
     else:
-        failures = remote.call(_judge, _JUDGE, context)
+        failures = remote.call(_judge, context, engine=True)
         annotations.read(questions)
 
     found = annotations.found
@@ -137,8 +135,3 @@ def _judge(context: StageContext) -> dict[str, int]:
         progress=tell,
     )
     return tally.counts
-
-
-# Made once: to Ray each new remote function is another sort of task, with a process of its own.
-_ANSWER = ray.remote(_answer)
-_JUDGE = ray.remote(_judge)

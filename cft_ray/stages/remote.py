@@ -1,8 +1,8 @@
 """Work of a stage with the stage's CPUs and GPUs: in a Ray task, or the actor that keeps its model; without Ray, in this
 process.
 
-Whoever calls makes the remote function once, at module level: to Ray each new one is another sort of task, with a process of
-its own.
+Ray keeps the process of a task that had no GPU for the next one, with what it has imported. Work that asks a vLLM engine says
+so: it has processes of its own, which keep their engine (`cft_ray.generation.engine`), apart from those that train.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,6 +11,7 @@ from typing import Any, TypeVar, cast
 import ray
 from ray.exceptions import RayTaskError
 
+from cft_ray.generation.settings import environment
 from cft_ray.stages.context import StageContext
 
 T = TypeVar("T")
@@ -19,31 +20,56 @@ _WAITING = 4
 """parts that a streaming task may be ahead of whoever takes them"""
 
 
-def call(work: Callable[..., T], task: Any, context: StageContext, *more: Any) -> T:
-    """``work(context, *more)``, where Ray runs in the stage's host or else as ``task``, which is its remote function.
+def call(work: Callable[[StageContext], T], context: StageContext, *, engine: bool = False) -> T:
+    """``work(context)``, where Ray runs in the stage's host or else in a task.
+
+    Args:
+        work: a function of a module, or a `functools.partial` of one.
+        context: of the stage.
+        engine: it asks a vLLM engine.
 
     Raises:
         Exception: what the work raised, as it was.
     """
     if not ray.is_initialized():
-        return work(context, *more)
+        return work(context)
     if context.host is not None:
-        return cast(T, _got(ray.get_actor(context.host).run.remote(work, context, *more)))
-    return cast(T, _got(task.options(**_options(context)).remote(context, *more)))
+        return cast(T, _got(ray.get_actor(context.host).run.remote(work, context)))
+    return cast(T, _got(_RUN.options(**_options(context, engine)).remote(work, context)))
 
 
-def stream(work: Callable[[StageContext], Iterator[T]], task: Any, context: StageContext) -> Iterator[T]:
+def stream(work: Callable[[StageContext], Iterator[T]], context: StageContext, *, engine: bool = False) -> Iterator[T]:
     """As `call` for a generator: its parts come one after the other, and only a few wait in the object store."""
     if not ray.is_initialized():
         yield from work(context)
         return
-    options = {**_options(context), "num_returns": "streaming", "_generator_backpressure_num_objects": _WAITING}
-    for part in task.options(**options).remote(context):
+    streaming: dict[str, Any] = {"num_returns": "streaming", "_generator_backpressure_num_objects": _WAITING}
+    parts: Any
+    if context.host is not None:
+        parts = ray.get_actor(context.host).stream.options(**streaming).remote(work, context)
+    else:
+        parts = _STREAM.options(**_options(context, engine), **streaming).remote(work, context)
+    for part in parts:
         yield _got(part)
 
 
-def _options(context: StageContext) -> dict[str, Any]:
+def _run(work: Callable[[StageContext], T], context: StageContext) -> T:
+    return work(context)
+
+
+def _stream(work: Callable[[StageContext], Iterator[T]], context: StageContext) -> Iterator[T]:
+    yield from work(context)
+
+
+# Made once: to Ray each new remote function is another sort of task.
+_RUN = ray.remote(_run)
+_STREAM = ray.remote(_stream)
+
+
+def _options(context: StageContext, engine: bool) -> dict[str, Any]:
     needs = context.stage.resources
+    # Ray gives a process to tasks with the same environment only.
+    apart: dict[str, Any] = {"runtime_env": {"env_vars": environment()}} if engine else {}
     # A strategy by name, so that the task does not land in the placement group of the driver that starts it. Trying
     # again is the run's business, which counts attempts.
     return {
@@ -52,6 +78,7 @@ def _options(context: StageContext) -> dict[str, Any]:
         "max_retries": 0,
         "scheduling_strategy": "DEFAULT",
         "name": context.stage.kind,
+        **apart,
     }
 
 

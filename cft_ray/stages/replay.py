@@ -3,12 +3,16 @@
 Row i of the artifact answers prompt i of the selection, so a smaller ratio's rows are a prefix. Each answer has a random
 seed of its own, made of the stage's seed, the prompt's row and the pass over the prompts. Finished answers are put into
 ``scratch`` as they come, a part at a time; a generation that is killed goes on with the prompts that no part answers.
+
+One worker is an engine in a process, the one that evaluation uses too (`cft_ray.generation.single`); several are engines that
+Ray Data feeds (`cft_ray.generation.batches`).
 """
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, cast
@@ -20,10 +24,12 @@ from cft_ray.data.accounts import KEY, RowAccount
 from cft_ray.data.rows import FILE, SCHEMA, dictionaries, read_rows, write_rows
 from cft_ray.data.templates import prompt
 from cft_ray.errors import UserError
-from cft_ray.generation.batches import Answer, Prompt, answers
+from cft_ray.generation import batches, single
 from cft_ray.generation.budget import room
 from cft_ray.generation.prompts import encode
+from cft_ray.generation.requests import Answer, Prompt
 from cft_ray.plan.specs import ReplaySpec
+from cft_ray.stages import remote
 from cft_ray.stages.context import StageContext
 from cft_ray.strategies.selection import replay_count, select
 
@@ -39,6 +45,8 @@ REPLAY_SCHEMA = pa.schema(
 PART_ROWS = 512
 PART_SECONDS = 30.0
 """A part is written after so many answers or seconds, whichever comes first."""
+SENT_SECONDS = 0.5
+"""The engine's process sends answers this often."""
 
 
 def run(context: StageContext) -> dict[str, Any]:
@@ -104,12 +112,12 @@ def _generate(
     context.progress(done=len(found), total=total, unit="answers", note="the engine starts")
     fresh: list[Answer] = []
     tokens, started, written, told = 0, None, time.monotonic(), 0.0
-    for answer in answers(model, asked, spec.sampling, context.stage.resources):
+    for some in _answers(context, model, spec, asked):
         now = time.monotonic()
         started = started or now
-        found[answer.index] = answer
-        fresh.append(answer)
-        tokens += answer.tokens
+        found |= {answer.index: answer for answer in some}
+        fresh += some
+        tokens += sum(answer.tokens for answer in some)
         if len(fresh) >= PART_ROWS or now - written > PART_SECONDS:
             _write_part(parts, fresh)
             fresh, written = [], now
@@ -118,6 +126,29 @@ def _generate(
             told = now
     _write_part(parts, fresh)
     context.progress(done=len(found), total=total, unit="answers", note="")
+
+
+def _answers(context: StageContext, model: str, spec: ReplaySpec, asked: list[Prompt]) -> Iterator[list[Answer]]:
+    needs = context.stage.resources
+    if needs.workers == 1:
+        yield from remote.stream(partial(_ask, asked), context, engine=True)
+    else:
+        for answer in batches.answers(model, asked, spec.sampling, spec.engine, needs):
+            yield [answer]
+
+
+def _ask(asked: list[Prompt], context: StageContext) -> Iterator[list[Answer]]:
+    """In the worker: answers, some at a time."""
+    spec = cast(ReplaySpec, context.stage.spec)
+    fresh: list[Answer] = []
+    since = time.monotonic()
+    for some in single.answers(context.model("model"), asked, spec.sampling, spec.engine, context.stage.resources.gpus):
+        fresh += some
+        if time.monotonic() - since > SENT_SECONDS:
+            yield fresh
+            fresh, since = [], time.monotonic()
+    if fresh:
+        yield fresh
 
 
 def _write_part(parts: Path, fresh: list[Answer]) -> None:

@@ -7,7 +7,6 @@ and ``tables/replay.parquet``. A task with the stage's CPUs and GPU, because the
 from typing import Any, cast
 
 import pyarrow.parquet as pq
-import ray
 
 from cft_ray.data.accounts import KEY, RowAccount
 from cft_ray.data.rows import FILE, read_rows
@@ -30,7 +29,7 @@ def run(context: StageContext) -> dict[str, Any]:
         UserError: see `cft_ray.replay_quality.measure.measure_quality`; a model that cannot be loaded.
     """
     context.progress(note="the model is loaded")
-    found = remote.call(_measure, _TASK, context)
+    found = remote.call(_measure, context)
     name = sides.name(context.stage, "replay")
     tables = context.output / "tables"
     tables.mkdir()
@@ -58,6 +57,3 @@ def _measure(context: StageContext) -> Quality:
         seed=spec.seed,
         progress=lambda done, total: context.progress(done=done, total=total, unit="tokens", note=""),
     )
-
-
-_TASK = ray.remote(_measure)

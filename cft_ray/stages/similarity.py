@@ -6,7 +6,6 @@ Reads `left` and `right`, two `embed` artifacts of one embedding model. Writes `
 from typing import Any, cast
 
 import pyarrow.parquet as pq
-import ray
 
 from cft_ray.embedding import store
 from cft_ray.embedding.des import rows, sides
@@ -31,7 +30,7 @@ def run(context: StageContext) -> dict[str, Any]:
         if left[key] != right[key]:
             what = f"the data sets were embedded in different ways: {key} {left[key]} and {right[key]}"
             raise UserError(what, where=context.stage.label, fix="embed both with the same model and text")
-    found = remote.call(_compare, _TASK, context)
+    found = remote.call(_compare, context)
     values = {row["measure"]: row["value"] for row in found if row["language"] is None}
     if "des" not in values:
         what = "the mean embedding of a data set is zero, so it has no direction"
@@ -50,6 +49,3 @@ def _compare(context: StageContext) -> list[dict[str, Any]]:
         for number, role in enumerate(("left", "right"))
     )
     return rows(left, right, (context.summary("left")["data"], context.summary("right")["data"]))
-
-
-_TASK = ray.remote(_compare)

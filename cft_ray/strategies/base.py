@@ -7,13 +7,13 @@ it does. A user's own strategy is a subclass named by import path in the grid.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
-from cft_ray.grid.settings import ReplaySampling, Template, TrainingSettings
+from cft_ray.grid.settings import EngineSettings, ReplaySampling, Template, TrainingSettings
 from cft_ray.plan.specs import Checkpoint
 from cft_ray.plan.stage import Resources, Stage
 
@@ -55,6 +55,8 @@ class Phase2:
     label: str
     resources: Mapping[str, Resources]
     """by stage kind"""
+    engine: EngineSettings = field(default_factory=EngineSettings)
+    """as evaluation has them, so that replay can share its engine"""
 
 
 class Strategy(BaseModel):

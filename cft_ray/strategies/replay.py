@@ -47,6 +47,7 @@ class GenerativeReplay(Strategy):
             template=phase2.template,
             sampling=phase2.sampling,
             seed=phase2.seed,
+            engine=phase2.engine,
         )
         resources = phase2.resources.get("replay", Resources())
         return {"replay": Stage(spec, inputs, label=f"{phase2.label} replay", resources=resources)}

@@ -29,7 +29,7 @@ _loaded: list[str | None] = []
 
 
 def run(context: StageContext) -> dict[str, Any]:
-    return remote.call(work, _TASK, context)
+    return remote.call(work, context)
 
 
 def work(context: StageContext) -> dict[str, Any]:
@@ -41,6 +41,3 @@ def work(context: StageContext) -> dict[str, Any]:
     if not _loaded or _loaded[-1] != spec.model:
         _loaded.append(spec.model)
     return {"pid": os.getpid(), "loads": len(_loaded), "gpus": ray.get_gpu_ids()}
-
-
-_TASK = ray.remote(work)

@@ -87,7 +87,8 @@ class _Local:
         if self._ids:
             asked |= {"max_tokens": 1, "logprob_token_ids": [index for ids in self._ids.values() for index in ids]}
         self._parameters = _parameters(asked)
-        self._room = self._engine.llm_engine.model_config.max_model_len - (self._parameters.max_tokens or 1)
+        limit = min(settings.max_length, self._engine.llm_engine.model_config.max_model_len)
+        self._room = limit - (self._parameters.max_tokens or 1)
 
     def judge(self, questions: Sequence[Question]) -> list[Annotation]:
         """Judgements of some items, in their order."""

@@ -89,7 +89,7 @@ def loaded(context: StageContext) -> int | None:
     """Which engine the process holds."""
     from cft_ray.generation import engine
 
-    return None if engine._held is None else id(engine._held[1])
+    return None if engine._held is None else id(engine._held.engine)
 
 
 def test_what_cannot_be_run_says_so(tmp_path, ray_session, planted, items):

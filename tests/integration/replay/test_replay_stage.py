@@ -1,21 +1,28 @@
-"""The replay stage on real Ray Data and vLLM: who answers, in which order, and that neither batches nor a kill matter."""
+"""The replay stage on real vLLM: who answers, in which order, and that neither the road, nor batches, nor a kill matter."""
 
+import dataclasses
+import sys
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 from alone import Alone
+from ray import cloudpickle
 
 from cft_ray.data.accounts import RowAccount
 from cft_ray.data.rows import table, write_rows
-from cft_ray.grid.settings import ReplaySampling, Template
+from cft_ray.generation import batches
+from cft_ray.generation.requests import Answer, Prompt
+from cft_ray.grid.settings import EngineSettings, ReplaySampling, Template
 from cft_ray.plan.specs import ReplaySpec
 from cft_ray.plan.stage import Resources, Stage
 from cft_ray.stages.replay import run
 from cft_ray.strategies.selection import select
 
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import this file
 PROMPTS = 40
 
 
@@ -98,3 +105,29 @@ def test_counts(sampled):
     assert outputs["rows"] == 50
     assert outputs["empty"] == sum(not row["output"].strip() for row in rows)
     assert outputs["truncated"] == sum(row["finish_reason"] != "stop" for row in rows) > 0
+
+
+def by_ray_data(model: str, asked: list[Prompt]) -> list[Answer]:
+    """The answers of an engine that has a CPU of its own; in a process of its own, as Ray Data has one context a process."""
+    sampling = ReplaySampling(max_new_tokens=12, max_length=256)
+    return list(batches.answers(model, asked, sampling, EngineSettings(), Resources(workers=1, cpus=1)))
+
+
+def test_two_replays_by_ray_data_on_all_cpus_end_with_the_answers_of_one_engine(
+    tmp_path, sampled, random_model, prompts, monkeypatch
+):
+    """What Ray Data runs beside the engines is in the stages' demand: else both wait for a CPU for ever."""
+    assert ray.cluster_resources()["CPU"] == 2
+    whole = sampled[0]
+    again = context(tmp_path, random_model, prompts)
+    asked: list[Prompt] = []
+    monkeypatch.setattr(batches, "answers", lambda model, given, *rest: iter(asked.extend(given) or ()))
+    again.stage = dataclasses.replace(again.stage, resources=Resources(workers=2))
+    with pytest.raises(KeyError):  # nothing is answered
+        run(again)
+    monkeypatch.undo()
+    task = ray.remote(by_ray_data).options(num_cpus=0)
+    both = ray.get([task.remote(random_model, asked) for _ in range(2)], timeout=300)
+    one = {row["index"]: row for part in (whole.scratch / "answers").glob("*.parquet") for row in pq.read_table(part).to_pylist()}
+    for found in both:
+        assert {answer.index: vars(answer) for answer in found} == one

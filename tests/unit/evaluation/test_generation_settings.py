@@ -24,6 +24,14 @@ def model(tmp_path) -> str:
     return str(tmp_path)
 
 
+@pytest.mark.parametrize(("asked", "room"), [(1, 4096), (4096, 4096), (4097, 8192)])
+def test_engines_have_room_for_more_than_is_asked_up_to_the_models_own_limit(tmp_path, asked, room):
+    for limit, given in ((10_000, room), (300, 300)):
+        (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"max_position_embeddings": limit}))
+        told = engine_arguments(str(tmp_path), dtype="auto", max_length=asked, seed=0, on="cpu")
+        assert told["max_model_len"] == given
+
+
 def test_cpu_is_float32_unless_told(model):
     given = engine_arguments(model, dtype="auto", max_length=4096, seed=0, on="cpu", sequences=512)
     assert given["dtype"] == "float32" and given["enforce_eager"]
@@ -31,8 +39,8 @@ def test_cpu_is_float32_unless_told(model):
     # keys and values x 3 layers x 1 head x 32 dimensions x 4 bytes, for 512 sequences of 256 tokens
     assert given["kv_cache_memory_bytes"] == 2 * 3 * 32 * 4 * 512 * 256
     half = engine_arguments(model, dtype="float16", max_length=128, seed=0, on="cpu", sequences=4096)
-    assert half["dtype"] == "float16" and half["max_model_len"] == 128
-    assert half["kv_cache_memory_bytes"] == 2 * 3 * 32 * 2 * 4096 * 128
+    assert half["dtype"] == "float16" and half["max_model_len"] == 256
+    assert half["kv_cache_memory_bytes"] == 2 * 3 * 32 * 2 * 4096 * 256
 
 
 def test_gpu_leaves_the_dtype_to_the_checkpoint(model):

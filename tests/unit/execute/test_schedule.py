@@ -7,8 +7,8 @@ import pytest
 
 from cft_ray.execute.capacity import Capacity, Nodes
 from cft_ray.execute.schedule import PATIENCE, Schedule, State
-from cft_ray.grid.settings import EngineSettings, GenerationSettings, JudgeSettings
-from cft_ray.plan.specs import DatasetSpec, EvaluateSpec
+from cft_ray.grid.settings import EngineSettings, GenerationSettings, JudgeSettings, ReplaySampling, Template
+from cft_ray.plan.specs import DatasetSpec, EvaluateSpec, ReplaySpec
 from cft_ray.plan.stage import Resources, Stage
 
 ONE = Capacity((Nodes(cpus=1),))
@@ -268,13 +268,24 @@ def test_other_engines_and_local_judges_share_no_host():
     x, y = scored(model, "x"), scored(model, "y")
     assert x.loads == y.loads is not None
     assert x.loads != scored(stage("b"), "x").loads
-    changes = [{"generation": GenerationSettings(max_length=64)}, {"engine": EngineSettings(gpu_memory=0.5)}]
+    changes = [{"generation": GenerationSettings(max_length=5000)}, {"engine": EngineSettings(gpu_memory=0.5)}]
     for change in changes:
         assert dataclasses.replace(x, spec=x.spec.model_copy(update=change)).loads != x.loads
     local, endpoint = JudgeSettings(), JudgeSettings(model="gpt", base_url="http://127.0.0.1:1/v1")
     assert dataclasses.replace(x, spec=x.spec.model_copy(update={"judge": local})).loads is None
     assert dataclasses.replace(x, spec=x.spec.model_copy(update={"judge": endpoint})).loads == x.loads
     assert dataclasses.replace(x, spec=x.spec.model_copy(update={"backend": "hf"})).loads is None
+
+
+def test_replay_by_one_engine_shares_the_models_host_and_by_several_none():
+    model = stage("a")
+    spec = ReplaySpec(ratio=0.1, template=Template(name="toy"), sampling=ReplaySampling(max_length=128))
+    scores = scored(model, "x")
+    replay = Stage(spec, {"model": model.fingerprint}, resources=scores.resources)
+    assert replay.loads == scores.loads is not None
+    several = dataclasses.replace(replay, resources=dataclasses.replace(scores.resources, workers=2))
+    assert several.loads is None
+    assert dataclasses.replace(replay, spec=spec.model_copy(update={"engine": EngineSettings(sequences=7)})).loads != scores.loads
 
 
 def test_concurrency_can_be_limited():
