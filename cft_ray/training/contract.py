@@ -133,7 +133,7 @@ class Contract:
         was = deep.module.training
         deep.module.eval()
         with torch.no_grad():
-            losses = self.probe.losses(deep, self.way, deep.device).cpu()
+            losses = self.probe.losses(deep.module, self.way, deep.device).cpu()
         deep.module.train(was)
         return losses
 
