@@ -33,6 +33,25 @@ def cpus(root: Path = Path("/")) -> int:
     return max(1, min([allowed, *(math.floor(quota) for quota in _quotas(root))]))
 
 
+def instruction_set(root: Path = Path("/")) -> str:
+    """The widest vector instructions that PyTorch's CPU kernels take here: ``AVX512``, ``AVX2`` or ``DEFAULT``.
+
+    Sums are rounded otherwise under each, so a training's last digits depend on it. As `torch.backends.cpu.get_cpu_capability`,
+    without importing torch: what ``ATEN_CPU_CAPABILITY`` asks for, else what the processor's flags allow.
+
+    Args:
+        root: where ``proc`` is.
+    """
+    wished = os.environ.get("ATEN_CPU_CAPABILITY", "").upper()
+    if wished in ("DEFAULT", "AVX2", "AVX512"):
+        return wished
+    lines = (_text(root / "proc/cpuinfo") or "").splitlines()
+    flags = set(next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), []))
+    if {"avx512vl", "avx512bw", "avx512dq", "fma"} <= flags:
+        return "AVX512"
+    return "AVX2" if {"avx2", "fma"} <= flags else "DEFAULT"
+
+
 def _quotas(root: Path) -> list[float]:
     """CPUs that each cgroup above this process grants, version 2 (``cpu.max``) and 1 (``cpu.cfs_quota_us``)."""
     found = []

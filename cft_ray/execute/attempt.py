@@ -25,6 +25,7 @@ from cft_ray.execute.context import RunContext
 from cft_ray.execute.progress import Board
 from cft_ray.execute.tables import attempt_row, send_artifact, send_attempt
 from cft_ray.execute.work import Work
+from cft_ray.machine import instruction_set
 from cft_ray.metrics.reporter import Reporter
 from cft_ray.stages import runner
 from cft_ray.stages.accounting import settle
@@ -173,8 +174,9 @@ def _record_death(died: Record, told: Work, reporter: Reporter) -> None:
 
 @cache
 def _versions() -> dict[str, str]:
+    """Of the libraries; and the CPU's instruction set, on which the last digits of every sum depend."""
     installed = {name: _version(name) for name in PACKAGES}
-    return {name: version for name, version in installed.items() if version}
+    return {name: version for name, version in installed.items() if version} | {"cpu": instruction_set()}
 
 
 def _version(name: str) -> str | None:

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import torch
 
 from cft_ray import machine
 
@@ -101,3 +102,26 @@ def test_a_temporary_folder_too_long_for_sockets_is_moved(tmp_path, monkeypatch)
     assert said is not None and str(long) in said
     assert len(os.environ["TMPDIR"]) <= machine.LONGEST_TEMPORARY and tempfile.gettempdir() == os.environ["TMPDIR"]
     assert machine.prepare_temporary() is None
+
+
+def test_the_instruction_set_is_the_one_that_torch_uses(monkeypatch):
+    monkeypatch.delenv("ATEN_CPU_CAPABILITY", raising=False)
+    assert machine.instruction_set() == torch.backends.cpu.get_cpu_capability()
+
+
+@pytest.mark.parametrize(
+    ("flags", "wished", "found"),
+    [
+        ("fpu sse4_2 avx fma avx2 avx512f avx512dq avx512bw avx512vl", None, "AVX512"),
+        ("fpu sse4_2 avx fma avx2 avx512f", None, "AVX2"),
+        ("fpu sse4_2", None, "DEFAULT"),
+        ("fpu sse4_2 avx fma avx2", "default", "DEFAULT"),
+    ],
+)
+def test_the_instruction_set_follows_the_processor_and_the_wish(tmp_path, monkeypatch, flags, wished, found):
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc" / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\n\nprocessor\t: 1\n")
+    monkeypatch.delenv("ATEN_CPU_CAPABILITY", raising=False)
+    if wished:
+        monkeypatch.setenv("ATEN_CPU_CAPABILITY", wished)
+    assert machine.instruction_set(tmp_path) == found
