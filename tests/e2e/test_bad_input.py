@@ -63,7 +63,7 @@ MISTAKES: dict[str, tuple[tuple[Any, ...], Any, tuple[str, ...]]] = {
         ("grid.yaml", "datasets.multialpaca", "row.jsonl"),
     ),
     "file lacks a column": (("datasets", "multialpaca"), OWN | {"format": "orca"}, ("rows.jsonl", "'instruction'", "map")),
-    "empty data set": (("datasets", "multialpaca"), OWN | {"files": "empty.jsonl"}, ("empty.jsonl", "'de'")),
+    "empty data set": (("datasets", "multialpaca"), OWN | {"files": "empty.jsonl"}, ("empty.jsonl", "the file is empty")),
     "not a number": (("training", "learning_rate"), float("nan"), ("grid.yaml", "training.learning_rate")),
 }
 
