@@ -113,11 +113,10 @@ def test_vllm_and_transformers_agree(random_model):
     assert left[2][0] == pytest.approx(right[2][0], rel=1e-5)
 
 
-def test_engine_is_kept_for_the_same_model_and_exchanged_for_another(planted, random_model, items):
+def test_engine_is_kept_for_the_same_model_and_gives_the_answers_of_another(planted, random_model, items):
     first = load_model(planted, spec()).engine
     assert load_model(planted, spec(seed=3, benchmark="toy_numbers")).engine is first
     other = load_model(random_model, spec())
-    assert other.engine is not first
     assert "MARK" not in {row["response"] for row in run_benchmark(other, spec(), items).samples}
     again = run_benchmark(load_model(planted, spec()), spec(), items)
     assert again.shown == {"en": pytest.approx(4 / 6)}

@@ -43,19 +43,23 @@ ASCII = {"ar": 0.5, "en": (2 / 4 + 1) / 2, "es": 2 / 4 / 2, "fr": 1.0, "hi": 0.5
 """Where the other words do not count, the answer seems perfect."""
 
 
-@pytest.fixture(scope="module")
-def hub_folder(tmp_path_factory) -> Path:
+def hub(root: Path, repeats: int) -> Path:
     """A working directory in which the hub's id is a folder: so the harness loads the tasks unmodified."""
-    root = tmp_path_factory.mktemp("hub")
     for language, folder in FOLDERS.items():
         rows = [
-            {"id": f"{language}{number}", "url": "", "title": "", "summary": summary, "text": f"{summary} " * 2000}
+            {"id": f"{language}{number}", "url": "", "title": "", "summary": summary, "text": f"{summary} " * repeats}
             for number, summary in enumerate(SUMMARIES[language])
         ]
         path = root / "csebuetnlp" / "xlsum" / folder / "test" / "0000.parquet"
         path.parent.mkdir(parents=True)
         pq.write_table(pa.Table.from_pylist(rows), path)
     return root
+
+
+@pytest.fixture(scope="module")
+def hub_folder(tmp_path_factory) -> Path:
+    """Articles far longer than the models' context."""
+    return hub(tmp_path_factory.mktemp("hub"), repeats=2000)
 
 
 @pytest.fixture
@@ -97,7 +101,10 @@ def test_the_end_of_a_long_article_goes_and_the_instruction_stays(hub_folder, mo
         assert 2_000 < len(prompt) < 11_000
 
 
-def test_scores_are_those_of_the_plain_command_line(random_model, spec, hub_folder, tmp_path):
+def test_scores_are_those_of_the_plain_command_line(random_model, spec, monkeypatch, tmp_path):
+    """Of articles that fit: of longer ones the command line drops the beginning, we keep it."""
+    hub_folder = hub(tmp_path / "short", repeats=1)
+    monkeypatch.chdir(hub_folder)
     two = spec.model_copy(update={"tasks": {"ar": "xlsum_ar", "en": "xlsum_en"}, "template": None})
     ours = run_benchmark(load_model(random_model, two), two)
     command = [sys.executable, "-m", "lm_eval", "--model", "hf", "--device", "cpu", "--batch_size", "2"]
