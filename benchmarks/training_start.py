@@ -28,11 +28,14 @@ STEPS = 40
 def beside_steps(trainings: int) -> list[float]:
     """Seconds beside the steps of each training, in the order of their starts; the first is the base's."""
     with tempfile.TemporaryDirectory(prefix="cft-ray-starts-") as storage:
-        rates = [1e-3 * (1 + number / 10) for number in range(trainings)]
+        entries = [
+            f"{{use: LoRA, name: L{number}, training: {{learning_rate: {1e-3 * (1 + number / 10)}}}}}"
+            for number in range(trainings)
+        ]
         sets = [
             f"storage.uri={storage}",
             "pairs=[{phase1: alpaca, phase2: multialpaca}]",
-            f"strategies=[{', '.join(f'{{use: LoRA, name: L{n}, training: {{learning_rate: {rate}}}}}' for n, rate in enumerate(rates))}]",
+            f"strategies=[{', '.join(entries)}]",
             "evaluation.limit=8",
             "evaluation.benchmarks=[toy_letters]",
             f"models.mistral-toy.base.train.training.steps={STEPS}",

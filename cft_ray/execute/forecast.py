@@ -1,19 +1,23 @@
 """When a run will end: what is left of its schedule, played forward with the times that its stages have taken so far. Pure.
 
-The plan's estimates are in nominal seconds: they say how two stages of a kind compare, and little about a machine. So a stage
-is expected to take as long as those of its kind that are nearest to it in cost, scaled by the ratio of the costs, the last
-ones counting most; what passed before their first progress (imports, loading, compilation) is not scaled. Of running stages,
-the pace of their progress counts as soon as a tenth is done. The first stage of a kind, which pays for what the others find
-ready, counts only until there is another. What is expected is then played through the schedule itself, with its order and
-its admission, so that what fits beside each other is known and a long tail is seen.
+The plan's estimates are in nominal seconds: they say how two stages of a kind compare, and little about a machine. So a
+stage is expected to take as long as the median of those of its kind that are nearest to it in cost, scaled by the ratio of
+the costs, the last ones counting most; what passed before their first progress (imports, loading, compilation) is not
+scaled. Of running stages, the pace of their progress counts as soon as a tenth is done. *Cold* stages pay for what others
+find ready, in the main imports: the first of a kind, and whenever more of a kind run at a time than ever before, for then a
+process is new. What they took in excess is expected of the next cold one. Until a warm one has ended, a cold one says what
+its work takes, and the plan says the rest. What is expected is then played through the schedule itself, with its order and
+its admission, so that what fits beside each other is known and a long tail is seen. Stages of several workers are a kind of
+their own.
 
 A kind of which nothing is measured yet is taken at its nominal cost, by the pace of the others; while such kinds are more
-than a third of what is left, nothing is foretold.
+than a tenth of what is left, nothing is foretold.
 """
 
 import heapq
 import math
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from cft_ray.execute.schedule import Schedule, State
@@ -21,12 +25,10 @@ from cft_ray.plan.stage import Stage
 
 LEAST_SPAN = 0.1
 """share of a stage's work between two looks from which its pace is taken"""
-MOST_UNMEASURED = 1 / 3
+MOST_UNMEASURED = 0.1
 """share of the work left that kinds without a measurement may have"""
 LATE = 0.1
 """a stage that is over its time is expected to take this share of its time more"""
-FIRST_START = 0.5
-"""share of the start of a kind's first stage that is taken to be paid once, before another has started"""
 FADING = 0.7
 """weight of a measurement relative to that of the next one: how busy a machine is changes"""
 ALIKE = 1.05
@@ -41,8 +43,8 @@ class Measured:
     seconds: float
     start: float
     """seconds of these before its work began, as far as its progress tells; 0 where it does not"""
-    first: bool = False
-    """whether it was the first of its kind"""
+    cold: bool = False
+    """see the module"""
 
     def scaled(self, cost: float) -> float:
         """Seconds of a stage of this cost."""
@@ -53,8 +55,8 @@ class Measured:
 class _Running:
     since: float
     fresh: bool
-    first_of_kind: bool
-    """whether it is the first of its kind"""
+    """whether it finds nothing loaded"""
+    cold: bool
     first: tuple[float, float] | None = None
     """(time, share done) when it first told"""
     last: tuple[float, float] | None = None
@@ -78,7 +80,7 @@ class _Running:
         if pace is None or self.last is None:
             return None
         left = max(0.0, (1 - self.last[1]) * pace - (now - self.last[0]))
-        return Measured(cost, now - self.since + left, self.start(), self.first_of_kind)
+        return Measured(cost, now - self.since + left, self.start(), self.cold)
 
 
 @dataclass
@@ -95,8 +97,8 @@ class Forecast:
     _running: dict[str, _Running] = field(default_factory=dict)
     _ended: dict[tuple[str, bool], list[Measured]] = field(default_factory=dict)
     """by kind, and whether the stage found nothing loaded"""
-    _kinds: set[str] = field(default_factory=set)
-    """of which a stage has started"""
+    _most: dict[str, int] = field(default_factory=dict)
+    """kind -> most of its stages that have run at a time"""
     _hosts: set[str] = field(default_factory=set)
     _last_end: float | None = None
     _gaps: list[float] = field(default_factory=list)
@@ -104,9 +106,10 @@ class Forecast:
     def started(self, key: str, now: float) -> None:
         """A stage has been sent off."""
         host = self.schedule.host(key)
-        kind = self.schedule.stages[key].kind
-        self._running[key] = _Running(now, host is None or host not in self._hosts, kind not in self._kinds)
-        self._kinds.add(kind)
+        kind = _kind(self.schedule.stages[key])
+        at_once = 1 + sum(_kind(self.schedule.stages[other]) == kind for other in self._running)
+        self._running[key] = _Running(now, host is None or host not in self._hosts, at_once > self._most.get(kind, 0))
+        self._most[kind] = max(at_once, self._most.get(kind, 0))
         if host is not None:
             self._hosts.add(host)
         if self._last_end is not None:
@@ -130,8 +133,8 @@ class Forecast:
             return
         stage = self.schedule.stages[key]
         running.last = (now, 1.0)
-        measured = Measured(stage.cost, now - running.since, running.start(), running.first_of_kind)
-        self._ended.setdefault((stage.kind, running.fresh), []).append(measured)
+        measured = Measured(stage.cost, now - running.since, running.start(), running.cold)
+        self._ended.setdefault((_kind(stage), running.fresh), []).append(measured)
 
     def left(self, now: float) -> float | None:
         """Seconds until the schedule is through; None if that cannot be said yet.
@@ -148,12 +151,17 @@ class Forecast:
             work, unmeasured = work + seconds, unmeasured + (0.0 if known else seconds)
             heapq.heappush(ends, (seconds, key))
         gap = sum(self._gaps) / len(self._gaps) if self._gaps else 0.0
-        hosts = set(self._hosts)
+        hosts, most = set(self._hosts), dict(self._most)
+        running = Counter(_kind(self.schedule.stages[key]) for _, key in ends)
         at = 0.0
         while True:
             while (key := simulated.next()) is not None:
                 host = simulated.host(key)
-                seconds, known = pace.whole(self.schedule.stages[key], host is None or host not in hosts)
+                kind = _kind(self.schedule.stages[key])
+                running[kind] += 1
+                cold = running[kind] > most.get(kind, 0)
+                most[kind] = max(running[kind], most.get(kind, 0))
+                seconds, known = pace.whole(self.schedule.stages[key], host is None or host not in hosts, cold)
                 if host is not None:
                     hosts.add(host)
                 work, unmeasured = work + seconds, unmeasured + (0.0 if known else seconds)
@@ -162,6 +170,7 @@ class Forecast:
                 break
             at, key = heapq.heappop(ends)
             simulated.finish(key)
+            running[_kind(self.schedule.stages[key])] -= 1
             if not simulated.finished:
                 at += gap
         return None if work > 0 and unmeasured > MOST_UNMEASURED * work else at
@@ -178,20 +187,34 @@ class _Pace:
         for key, running in dict(forecast._running).items():
             stage = forecast.schedule.stages[key]
             if (measured := running.measured(stage.cost, now)) is not None:
-                self._measured.setdefault((stage.kind, running.fresh), []).append(measured)
-        for found in self._measured.values():
-            if (first := next((each for each in found if each.first), None)) is not None:
-                found.remove(first)
-                if not found:
-                    once = FIRST_START * first.start
-                    found.append(replace(first, seconds=first.seconds - once, start=first.start - once))
+                self._measured.setdefault((_kind(stage), running.fresh), []).append(measured)
+        self._once: dict[str, float] = {}
+        """kind -> seconds that a cold stage takes in addition"""
+        for (kind, fresh), found in list(self._measured.items()):
+            cold = [each for each in found if each.cold]
+            if not cold:
+                continue
+            found[:] = [each for each in found if not each.cold]
+            # A warm one that found its model loaded says more of one that does not than a cold one: imports take longer
+            # than loading, until a warm one that loads has ended.
+            like = found or [each for each in self._measured.get((kind, not fresh), []) if not each.cold]
+            if not like:
+                found.append(self._warm(kind, cold[-1]))
+                like = found
+            nearest = min(like, key=lambda each: _distance(each.cost, cold[-1].cost))
+            self._once[kind] = max(0.0, cold[-1].seconds - nearest.scaled(cold[-1].cost))
+        self._measured = {asked: found for asked, found in self._measured.items() if found}
         scale = self._scale_of(lambda _: True)
         self._scale = 1.0 if scale is None else scale
         self._answers: dict[tuple[str, bool, float], tuple[float, bool]] = {}
 
-    def whole(self, stage: Stage, fresh: bool) -> tuple[float, bool]:
+    def whole(self, stage: Stage, fresh: bool, cold: bool) -> tuple[float, bool]:
         """(seconds that a stage takes from its start, whether that rests on its kind)."""
-        asked = (stage.kind, fresh, stage.cost)
+        seconds, known = self._warm_whole(stage, fresh)
+        return seconds + (self._once.get(_kind(stage), 0.0) if cold else 0.0), known
+
+    def _warm_whole(self, stage: Stage, fresh: bool) -> tuple[float, bool]:
+        asked = (_kind(stage), fresh, stage.cost)
         if asked not in self._answers:
             self._answers[asked] = self._whole(*asked)
         return self._answers[asked]
@@ -206,7 +229,20 @@ class _Pace:
         nearest = min(distances) + math.log(ALIKE)
         near = [each.scaled(cost) for each, distance in zip(found, distances, strict=True) if distance <= nearest]
         weights = [FADING**age for age in reversed(range(len(near)))]
-        return sum(weight * seconds for weight, seconds in zip(weights, near, strict=True)) / sum(weights), True
+        return _median(near, weights), True
+
+    def _warm(self, kind: str, first: Measured) -> Measured:
+        """What a stage like this cold one takes warm: between what was planned, at the pace of other kinds, and its work.
+
+        The work of a cold stage has parts that are not paid again (compilation), the plan's estimate may be far off; of two
+        such values the geometric mean is taken.
+        """
+        others = self._scale_of(lambda other: other != kind)
+        if others is None:
+            return first
+        planned, worked = others * first.cost, first.seconds - first.start
+        seconds = min(first.seconds, math.sqrt(planned * worked) if first.start else planned)
+        return replace(first, seconds=seconds, start=max(0.0, first.start - (first.seconds - seconds)))
 
     def _without_start(self, kind: str, measured: Measured) -> Measured:
         """As it would have been with all loaded; where no progress told its start, its work went at the pace of other kinds."""
@@ -225,13 +261,31 @@ class _Pace:
         """(seconds that a running stage still takes, whether that rests on its kind or its progress)."""
         running = self._forecast._running.get(key)
         if running is None:  # it has been sent off this moment
-            return self.whole(stage, fresh=True)
+            return self.whole(stage, fresh=True, cold=False)
         spent = self._now - running.since
         by_progress = running.measured(stage.cost, self._now)
         if by_progress is not None and running.last is not None and running.last[1] < 1:
             return by_progress.seconds - spent, True
-        seconds, known = self.whole(stage, running.fresh)
+        seconds, known = self.whole(stage, running.fresh, running.cold)
         return max(seconds - spent, LATE * max(seconds, spent)), known
+
+
+def _kind(stage: Stage) -> str:
+    """Of which the stage's time can be compared."""
+    return stage.kind if stage.resources.workers == 1 else f"{stage.kind} of several workers"
+
+
+def _median(values: Sequence[float], weights: Sequence[float]) -> float:
+    """Of weighted values; the mean of both middle ones where they weigh the same."""
+    ordered = sorted(zip(values, weights, strict=True))
+    half, below = sum(weights) / 2, 0.0
+    for index, (value, weight) in enumerate(ordered):
+        below += weight
+        if math.isclose(below, half):
+            return (value + ordered[index + 1][0]) / 2
+        if below > half:
+            return value
+    raise AssertionError
 
 
 def _distance(one: float, other: float) -> float:

@@ -1,16 +1,16 @@
 """Which stage runs next: dependencies, the longest remaining path first, and what fits beside the running ones. Pure.
 
-A stage is *waiting* until its inputs are done, then *ready*, *running*, and *done* or *failed*; what descends from a
-failed stage is *skipped*, as is a stage that the plan says to skip. Of the ready stages that fit, the one with the
-longest path to the end of the plan (sum of estimated costs) comes first, so that the plan ends early rather than in a
-tail; before all others comes the first stage of a kind, so that what is wrong with a kind shows while little is spent, and
-what it takes is known. A stage that does not fit now may be passed by smaller ones, but only `PATIENCE` times: then
-those wait until it has started.
+A stage is *waiting* until its inputs are done, then *ready*, *running*, and *done* or *failed*; what descends from a failed
+stage is *skipped*, as is a stage that the plan says to skip. Of the ready stages that fit, the one with the longest path to
+the end of the plan (sum of estimated costs) comes first, so that the plan ends early rather than in a tail; before all
+others comes the first stage of a kind, so that what is wrong with a kind shows while little is spent, and once that has
+ended a second one, by which it is known what the kind takes where nothing has to be imported any more. A stage that does
+not fit now may be passed by smaller ones, but only `PATIENCE` times: then those wait until it has started.
 
 Loading a model of 8 B parameters takes a minute, some benchmarks less. So a stage that could share the model of one that
 has just ended (`Stage.loads`) comes before others of its kind, and has the same *host*: a place, by name, that keeps what
-was loaded. A host without a stage still holds its resources: it is *released* as soon as nothing ready needs it, or
-what comes next needs its room.
+was loaded. A host without a stage still holds its resources: it is *released* as soon as nothing ready needs it, or what
+comes next needs its room.
 """
 
 import heapq
@@ -73,7 +73,9 @@ class Schedule:
         self._ready: dict[Resources, list[_Entry]] = {}
         self._sharing: dict[_Shared, list[_Entry]] = {}
         self._untried: dict[str, list[_Entry]] = {stage.kind: [] for stage in stages.values()}
-        """kind of which nothing has started -> what is ready of it"""
+        """kind of which fewer than two stages have started -> what is ready of it"""
+        self._tried: dict[str, str] = {}
+        """kind -> its first stage, once it has started"""
         self._hosts: dict[str, str] = {}
         """running fingerprint -> its host"""
         self._idle: dict[str, _Shared] = {}
@@ -128,8 +130,12 @@ class Schedule:
             return None
         heads = [(first, need) for need, heap in self._ready.items() if (first := self._first(heap))]
         heads.sort(key=lambda head: head[0])
-        tries = [first for heap in self._untried.values() if (first := self._first(heap))]
-        heads[:0] = [(first, self.stages[first[2]].resources) for first in sorted(tries)]
+        tries = [
+            (kind in self._tried, first)
+            for kind, heap in self._untried.items()
+            if (kind not in self._tried or self.states[self._tried[kind]] != State.RUNNING) and (first := self._first(heap))
+        ]
+        heads[:0] = [(first, self.stages[first[2]].resources) for _, first in sorted(tries)]
         waiting: list[tuple[str, Resources]] = []
         for (_, _, key), need in heads:
             if self.capacity.holds([*self._running.values(), need]):
@@ -138,8 +144,8 @@ class Schedule:
                 for other, wanted in waiting:
                     if _compete(wanted, need):
                         self._passed[other] = self._passed.get(other, 0) + 1
-                tried = self.stages[key].kind not in self._untried
-                return self._start((self._sharer(need) or key) if self.stages[key].loads and tried else key)
+                again = self.stages[key].loads and self.stages[key].kind in self._tried
+                return self._start((self._sharer(need) or key) if again else key)
             waiting.append((key, need))
         return None
 
@@ -163,7 +169,9 @@ class Schedule:
             self._hosts[key] = host or f"host-{next(self._host_names)}"
         self._running[key] = stage.resources
         self._passed.pop(key, None)
-        self._untried.pop(stage.kind, None)
+        if stage.kind in self._tried:
+            self._untried.pop(stage.kind, None)
+        self._tried.setdefault(stage.kind, key)
         self._move(key, State.RUNNING)
         useless = [host for host, kept in self._idle.items() if self._first(self._sharing[kept]) is None]
         while useless or (
@@ -183,6 +191,7 @@ class Schedule:
             if state == State.RUNNING and copy.states[key] == State.READY:
                 copy._start(key)
         copy._untried = {kind: heap for kind, heap in copy._untried.items() if kind in self._untried}
+        copy._tried = dict(self._tried)
         copy._hosts, copy._idle = dict(self._hosts), dict(self._idle)
         copy._host_names = count(len(self.stages) + 1)  # no name that a host has here
         return copy

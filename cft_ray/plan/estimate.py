@@ -33,19 +33,23 @@ from cft_ray.plan.specs import Checkpoint, DatasetSpec, EvaluateSpec, FinetuneSp
 from cft_ray.plan.stage import Plan, Resources, Stage
 
 NOMINAL_SECONDS = {
-    "dataset": 1.0,
-    "finetune": 100.0,
-    "replay": 30.0,
-    "drift": 5.0,
-    "evaluate": 15.0,
-    "embed": 10.0,
-    "similarity": 1.0,
-    "activations": 10.0,
-    "covariance": 1.0,
-    "divergence": 10.0,
-    "replay_quality": 10.0,
+    "dataset": 0.3,
+    "finetune": 30.0,
+    "replay": 10.0,
+    "drift": 1.0,
+    "evaluate": 10.0,
+    "embed": 3.0,
+    "similarity": 0.3,
+    "activations": 3.0,
+    "covariance": 0.3,
+    "divergence": 3.0,
+    "replay_quality": 3.0,
 }
-"""Order of magnitude where the time is unknown: only the order of stages rests on it."""
+"""Where neither a device nor FLOPs are known: how the kinds compare. The order of stages rests on it, and what is shown as
+left before any stage of the kind has ended."""
+NOMINAL_START = {"finetune": 1.0, "evaluate": 1.0, "replay": 1.0}
+NOMINAL_FLOPS = 5e10
+"""a second, where no device is named: what one core of a server reaches on models of less than a million parameters"""
 _TEMPLATE_CHARACTERS = {"alpaca": 170.0, "chat": 40.0, "plain": 4.0, "toy": 4.0}
 
 
@@ -71,9 +75,11 @@ class Estimate:
         """Seconds for the order of stages, nominal where unknown."""
         if self.seconds is not None:
             return self.seconds
+        if self.flops is not None:
+            return NOMINAL_START.get(kind, 0.0) + self.flops / NOMINAL_FLOPS
         if self.steps is not None:
-            return 10.0 + 0.1 * self.steps
-        return NOMINAL_SECONDS.get(kind, 10.0)
+            return NOMINAL_START.get(kind, 0.0) + 0.1 * self.steps
+        return NOMINAL_SECONDS.get(kind, 3.0)
 
 
 class Estimator:

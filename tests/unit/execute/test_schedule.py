@@ -53,12 +53,13 @@ def test_longest_remaining_path_comes_first():
     assert run_through(Schedule(graph(short, head, tail), (), ONE)) == ["head", "tail", "short"]
 
 
-def test_the_first_stage_of_a_kind_comes_before_longer_paths():
+def test_the_first_stages_of_a_kind_come_before_longer_paths():
+    """The first before all, the second once the first has ended."""
     source = stage("source")
     long = [stage(f"long {index}", source, cost=100 - index) for index in range(3)]
     benchmarks = [scored(source, name, cost, gpus=0) for cost, name in enumerate("xy", 1)]
     order = run_through(Schedule(graph(source, *long, *benchmarks), (), ONE))
-    assert order == ["source", "source y", "long 0", "long 1", "long 2", "source x"]
+    assert order == ["source", "source y", "long 0", "source x", "long 1", "long 2"]
 
 
 def test_what_the_plan_skips_is_not_started_and_no_failure():
