@@ -6,16 +6,17 @@ ten thousand cells has a few hundred variants.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from math import prod
 from typing import Any
 
 from pydantic import ValidationError
 
 from cft_ray.errors import UserError
 from cft_ray.grid.choices import ChosenStrategy, chosen_strategies
+from cft_ray.grid.filters import Filters
 from cft_ray.grid.problems import as_user_error
 from cft_ray.grid.schema import Grid
-from cft_ray.grid.sections import PHASES, Filter, Pair
+from cft_ray.grid.sections import PHASES, Pair
 from cft_ray.grid.settings import ReplaySampling, TrainingSettings
 from cft_ray.grid.sweep import Axis, combinations, split
 from cft_ray.strategies.base import Strategy
@@ -74,7 +75,10 @@ def cells(grid: Grid) -> list[Cell]:
         UserError: wrong settings; a model without the checkpoint that a pair names; no cell left by the filters.
     """
     found: list[Cell] = []
-    for variant in _Variants(grid).all():
+    variants = _Variants(grid)
+    variants.refuse_too_many()
+    filters = Filters(grid)
+    for variant in variants.all():
         values = {
             "model": variant.model,
             "phase1": variant.pair.phase1,
@@ -82,31 +86,17 @@ def cells(grid: Grid) -> list[Cell]:
             "strategy": variant.strategy,
         }
         for seed in grid.seeds:
-            if grid.include and not any(_matches(item, values, variant.settings, seed) for item in grid.include):
-                continue
-            if any(_matches(item, values, variant.settings, seed) for item in grid.exclude):
+            if not filters.keep(values, variant.settings, seed):
                 continue
             _require_checkpoint(grid, variant)
             found.append(Cell(variant, seed))
+    filters.refuse_useless(variants.swept())
     if not found:
         section = "include" if grid.include else "exclude"
         raise UserError(
             "no cell is left by the filters", where=grid.source.where((section,)), fix="widen `include`, or take from `exclude`"
         )
     return found
-
-
-def _matches(item: Filter, values: Mapping[str, str], settings: Mapping[str, Any], seed: int) -> bool:
-    for field, value in values.items():
-        wanted = getattr(item, field)
-        if wanted is not None and not any(fnmatchcase(value, str(pattern)) for pattern in wanted):
-            return False
-    if item.seed is not None and not any(fnmatchcase(str(seed), str(pattern)) for pattern in item.seed):
-        return False
-    return all(
-        path in settings and settings[path] in (wanted if isinstance(wanted, list) else [wanted])
-        for path, wanted in item.settings.items()
-    )
 
 
 def _require_checkpoint(grid: Grid, variant: Variant) -> None:
@@ -138,6 +128,44 @@ class _Variants:
         self.strategies = chosen_strategies(grid)
         self.merged: dict[str, TrainingSettings] = {}
         self.sampled: dict[str, ReplaySampling] = {}
+
+    def refuse_too_many(self) -> None:
+        """Count the cells that sweeps and seeds make, before the first is made.
+
+        Raises:
+            UserError: more than the grid's `max_cells`.
+        """
+        count, largest = 0, ()
+        for model in self.grid.models:
+            for pair in self.grid.pairs:
+                for strategy in self.strategies:
+                    axes = self._axes(model, pair.phase1 in self.grid.datasets, strategy)
+                    count += len(self.grid.seeds) * prod(len(values) for _, values in axes)
+                    largest = max(largest, tuple(f"{len(values):,} values of {path}" for path, values in axes), key=len)
+        if count > self.grid.max_cells:
+            parts = [
+                f"{len(self.grid.models):,} models",
+                f"{len(self.grid.pairs):,} pairs",
+                f"{len(self.strategies):,} strategies",
+            ]
+            parts += [f"{len(self.grid.seeds):,} seeds", *largest]
+            raise UserError(
+                f"the grid has {count:,} cells ({' × '.join(parts)}), more than {self.grid.max_cells:,}",
+                where=self.grid.source.where(_longest(self.grid)),
+                fix="fewer seeds or swept values; or raise max_cells",
+            )
+
+    def swept(self) -> dict[str, tuple[Any, ...]]:
+        """Every swept setting by its path, with its values."""
+        found: dict[str, tuple[Any, ...]] = {f"training.{key}": values for key, values in self.axes}
+        for phase, (_, axes) in self.phases.items():
+            found |= {f"training.{phase}.{key}": values for key, values in axes}
+        found |= {f"replay.{key}": values for key, values in self.replay_axes}
+        for strategy in self.strategies:
+            for prefix, axes in (("strategy", strategy.axes), ("strategy.training", strategy.training_axes)):
+                for key, values in axes:
+                    found[f"{prefix}.{key}"] = (*found.get(f"{prefix}.{key}", ()), *values)
+        return found
 
     def all(self) -> Iterator[Variant]:
         for model in self.grid.models:
@@ -238,6 +266,19 @@ class _Variants:
         if key not in self.sampled:
             self.sampled[key] = ReplaySampling(**values)
         return self.sampled[key]
+
+
+def _longest(grid: Grid) -> tuple[str | int, ...]:
+    """The place of the grid's longest list: most likely the one with too many items."""
+    found: list[tuple[int, tuple[str | int, ...]]] = [(len(grid.seeds), ("seeds",)), (len(grid.pairs), ("pairs",))]
+    found.append((len(grid.strategies), ("strategies",)))
+    sections: list[tuple[Mapping[str, Any], tuple[str | int, ...]]] = [(grid.training, ("training",)), (grid.replay, ("replay",))]
+    sections += [(section, ("training", phase)) for phase in PHASES if isinstance(section := grid.training.get(phase), dict)]
+    for index, strategy in enumerate(grid.strategies):
+        sections += [(strategy.settings, ("strategies", index)), (strategy.training, ("strategies", index, "training"))]
+    for section, path in sections:
+        found += [(len(value), (*path, key)) for key, value in section.items() if isinstance(value, list)]
+    return max(found, key=lambda item: item[0])[1]
 
 
 def _below(settings: Mapping[str, Any], path: str) -> dict[str, Any]:

@@ -1,14 +1,16 @@
 """Whether a grid's sections fit together: every name that is used exists, none exists twice."""
 
 from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
 
 from cft_ray.data.toy import TOY
 from cft_ray.errors import UserError
 from cft_ray.grid.benchmarks import BENCHMARKS
 from cft_ray.grid.choices import chosen_benchmarks
-from cft_ray.grid.problems import nearest
+from cft_ray.grid.problems import checked, nearest
 from cft_ray.grid.schema import Grid
 from cft_ray.grid.sections import CheckpointSource, Filter, StageResources
+from cft_ray.grid.settings import TrainingSettings
 
 
 def check_references(grid: Grid) -> None:
@@ -37,13 +39,15 @@ def check_references(grid: Grid) -> None:
 
 
 def _once(grid: Grid, path: tuple[str | int, ...], names: Sequence[object]) -> None:
+    before: set[object] = set()
     for index, name in enumerate(names):
-        if name in names[:index]:
+        if name in before:
             raise UserError(
                 f"{name!r} is named twice" if isinstance(name, str) else f"{name} is named twice",
                 where=grid.source.where((*path, index)),
                 fix="give each a name of its own" if path == ("strategies",) else "keep one of the two",
             )
+        before.add(name)
 
 
 def _check_datasets(grid: Grid) -> None:
@@ -54,7 +58,7 @@ def _check_datasets(grid: Grid) -> None:
                 there = TOY[dataset.toy].languages
                 _known(grid, language, there, ("datasets", name, "languages", index), f"{dataset.toy} in language")
         if dataset.english is not None:
-            _known(grid, dataset.english, grid.datasets, ("datasets", name, "english"), "data set")
+            _check_counterpart(grid, name)
         for model, checkpoints in grid.models.items():
             if name in checkpoints:
                 raise UserError(
@@ -62,6 +66,18 @@ def _check_datasets(grid: Grid) -> None:
                     where=grid.source.where(("datasets", name)),
                     fix="rename one of the two",
                 )
+
+
+def _check_counterpart(grid: Grid, name: str) -> None:
+    seen = [name]
+    while (english := grid.datasets[seen[-1]].english) is not None:
+        path = ("datasets", seen[-1], "english")
+        _known(grid, english, grid.datasets, path, "data set")
+        if english in seen:
+            what = "is its own English counterpart" if english == seen[-1] else "is the counterpart of its counterpart: a circle"
+            fix = "name another data set, in English, without a counterpart of its own"
+            raise UserError(f"{english} {what}", where=grid.source.where(path), fix=fix)
+        seen.append(english)
 
 
 def _check_model(grid: Grid, model: str) -> None:
@@ -77,6 +93,7 @@ def _check_model(grid: Grid, model: str) -> None:
         if checkpoint.train is not None:
             _known(grid, checkpoint.train.data, grid.datasets, (*path, "train", "data"), "data set")
             _check_answers(grid, checkpoint.train.data, (*path, "train", "data"))
+            checked(TrainingSettings, checkpoint.train.training, grid.source, (*path, "train", "training"))
         _check_chain(grid, checkpoints, name, path)
 
 
@@ -189,11 +206,17 @@ def _check_filter(grid: Grid, item: Filter, path: tuple[str | int, ...]) -> None
         "strategy": [choice.name for choice in grid.strategies],
         "seed": [str(seed) for seed in grid.seeds],
     }
+    if not item.model_fields_set:
+        fix = f"one of {', '.join(known)}, settings"
+        raise UserError("this says nothing of any cell", where=grid.source.where(path), fix=fix)
     for field, names in known.items():
-        for value in getattr(item, field) or ():
-            text = str(value)
+        wanted = getattr(item, field)
+        for index, value in enumerate(wanted or ()):
+            text, here = str(value), (*path, field, index) if len(wanted) > 1 else (*path, field)
             if not set(text) & set("*?["):
-                _known(grid, text, list(names), (*path, field), field)
+                _known(grid, text, list(names), here, field)
+            elif not any(fnmatchcase(name, text) for name in names):
+                raise UserError(f"no {field} is like {text!r}", where=grid.source.where(here), fix=nearest(text, list(names)))
 
 
 def _known(grid: Grid, name: str, known: Iterable[str], path: tuple[str | int, ...], noun: str) -> None:

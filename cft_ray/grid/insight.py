@@ -14,6 +14,7 @@ from cft_ray.data.languages import FLORES
 from cft_ray.data.toy import TOY
 from cft_ray.grid.sections import DatasetSource
 from cft_ray.grid.settings import ActivationSettings, DivergenceSettings, EmbeddingSettings, Settings, Template
+from cft_ray.grid.words import MOST, PlaceName, Repository, Revision, Seed, wrong
 
 LABSE = "sentence-transformers/LaBSE"
 """the study's embedding model"""
@@ -29,18 +30,18 @@ _part = BeforeValidator(_switch, json_schema_input_type=bool | dict[str, Any])
 class Embedder(Settings):
     """What turns texts into vectors: a published or local sentence-transformers model, or character n-grams."""
 
-    hub: str | None = Field(default=None, description="Hugging Face model id")
-    revision: str | None = Field(default=None, description="commit, tag or branch of `hub`; a commit cannot move")
-    path: str | None = Field(default=None, description="folder or URI of a sentence-transformers model")
+    hub: Repository | None = Field(default=None, description="Hugging Face model id")
+    revision: Revision | None = Field(default=None, description="commit, tag or branch of `hub`; a commit cannot move")
+    path: PlaceName | None = Field(default=None, description="folder or URI of a sentence-transformers model")
     lexical: bool = Field(default=False, description="character n-grams: no download, and words are seen, not meaning")
 
     @model_validator(mode="after")
     def _one_origin(self) -> "Embedder":
         origins = [name for name in ("hub", "path", "lexical") if getattr(self, name)]
         if len(origins) != 1:
-            raise ValueError(f"give exactly one of hub, path, lexical, not {' and '.join(origins) or 'none of them'}")
+            raise wrong(f"{' and '.join(origins) or 'no model'} given", "give exactly one of hub, path, lexical")
         if self.revision is not None and self.hub is None:
-            raise ValueError("`revision` goes with `hub`")
+            raise wrong("a revision of no repository", "`revision` goes with `hub`")
         return self
 
 
@@ -68,7 +69,7 @@ class EmbeddingPart(EmbeddingSettings):
     replay_text: Literal["instruction", "instruction_and_answer", "answer"] = Field(
         default="answer", description="what is embedded where generated replay is compared; its instructions are not its own"
     )
-    resamples: int = Field(default=1000, gt=0, description="bootstrap resamples of each side's rows")
+    resamples: int = Field(default=1000, gt=0, le=MOST, description="bootstrap resamples of each side's rows")
 
     @property
     def settings(self) -> EmbeddingSettings:
@@ -105,8 +106,10 @@ class ActivationPart(ActivationSettings):
 class ReplayQualityPart(Settings):
     """What generated replay is like."""
 
-    max_length: int = Field(default=2048, gt=0, description="tokens of prompt and answer; longer rows have no perplexity")
-    seed: int = Field(default=0, description="of the pairs that self-BLEU is taken over")
+    max_length: int = Field(
+        default=2048, gt=0, le=MOST, description="tokens of prompt and answer; longer rows have no perplexity"
+    )
+    seed: Seed = Field(default=0, description="of the pairs that self-BLEU is taken over")
 
 
 class Insight(Settings):

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from cft_ray.errors import UserError
 from cft_ray.grid.settings import Settings
+from cft_ray.grid.words import wrong
 
 OPTIONS: dict[str, tuple[str, ...]] = {
     "tensorboard": ("folder",),
@@ -40,7 +41,7 @@ class Logger(Settings):
     def _own_options(self) -> "Logger":
         for option in self.options:
             if option not in OPTIONS[self.name]:
-                raise ValueError(f"{self.name} has no option {option!r}; it has {', '.join(OPTIONS[self.name])}")
+                raise wrong(f"{self.name} has no option {option!r}", f"it has {', '.join(OPTIONS[self.name])}")
         return self
 
     def anchored(self, folder: Path) -> "Logger":

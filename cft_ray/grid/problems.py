@@ -7,7 +7,10 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from cft_ray.errors import UserError
-from cft_ray.grid.source import Source
+from cft_ray.grid.tree import Source
+
+_LONGEST = 60
+"""characters of a value that a message repeats"""
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
@@ -34,11 +37,43 @@ def as_user_error(
     # A misspelt key is also a missing one; the spelling is what is to be mended.
     complaints = sorted(error.errors(include_url=False), key=lambda item: item["type"] != "extra_forbidden")
     first = complaints[0]
-    path = _inside(raw, first["loc"])
+    path = _inside(raw, first["loc"], missing=first["type"] == "missing")
     what, fix = _said(first, model, path)
     if len(complaints) > 1:
         what += f" (and {len(complaints) - 1} more to mend)"
     return UserError(what, where=source.where((*at, *path)), fix=fix)
+
+
+def refuse_truths(annotation: Any, value: Any, source: Source, at: tuple[str | int, ...]) -> None:
+    """Refuse ``true`` and ``false`` where a number stands, which pydantic would take for 1 and 0.
+
+    Args:
+        annotation: of a model or a field.
+        value: as written.
+        source: names file and line.
+        at: where ``value`` lies inside the grid.
+
+    Raises:
+        UserError: naming the place.
+    """
+    members = _members(annotation)
+    if isinstance(value, bool):
+        items = [get_args(member)[0] for member in members if get_origin(member) is list]
+        members += [member for item in items for member in _members(item)]  # a bare value stands for a list of it
+        if {int, float} & set(members) and bool not in members:
+            raise UserError(f"found {str(value).lower()} where a number stands", where=source.where(at), fix="a number")
+        return
+    for member in members:
+        if isinstance(value, dict) and isinstance(member, type) and issubclass(member, BaseModel):
+            for key, item in value.items():
+                if key in member.model_fields:
+                    refuse_truths(_annotation(member, key), item, source, (*at, key))
+        elif isinstance(value, dict) and get_origin(member) is dict:
+            for key, item in value.items():
+                refuse_truths(get_args(member)[1], item, source, (*at, key))
+        elif isinstance(value, list) and get_origin(member) in (list, tuple):
+            for index, item in enumerate(value):
+                refuse_truths(get_args(member)[0], item, source, (*at, index))
 
 
 def checked(model: type[BaseModel], raw: dict[str, Any], source: Source, at: tuple[str | int, ...]) -> dict[str, Any]:
@@ -58,6 +93,7 @@ def one(model: type[BaseModel], key: str, value: Any, source: Source, at: tuple[
     """
     if key not in model.model_fields:
         raise UserError(f"unknown key {key!r}", where=source.where(at), fix=nearest(key, list(model.model_fields)))
+    refuse_truths(_annotation(model, key), value, source, at)
     try:
         return adapter(model, key).validate_python(value)
     except ValidationError as error:
@@ -72,13 +108,16 @@ _adapters: dict[tuple[type[BaseModel], str], TypeAdapter[Any]] = {}
 def adapter(model: type[BaseModel], key: str) -> TypeAdapter[Any]:
     """What validates one field of a model by itself, its limits included."""
     if (model, key) not in _adapters:
-        field = model.model_fields[key]
-        annotation: Any = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
-        _adapters[model, key] = TypeAdapter(annotation)
+        _adapters[model, key] = TypeAdapter(_annotation(model, key))
     return _adapters[model, key]
 
 
-def _inside(raw: Any, loc: Sequence[str | int]) -> tuple[str | int, ...]:
+def _annotation(model: type[BaseModel], key: str) -> Any:
+    field = model.model_fields[key]
+    return Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+
+
+def _inside(raw: Any, loc: Sequence[str | int], *, missing: bool) -> tuple[str | int, ...]:
     """The part of pydantic's location that exists in the file (it also names union members and validators)."""
     path: list[str | int] = []
     for index, part in enumerate(loc):
@@ -86,8 +125,8 @@ def _inside(raw: Any, loc: Sequence[str | int]) -> tuple[str | int, ...]:
             raw = raw[part]
         elif isinstance(raw, list) and isinstance(part, int) and part < len(raw):
             raw = raw[part]
-        elif index == len(loc) - 1 and isinstance(raw, dict) and isinstance(part, str) and part != "[key]":
-            return (*path, part)  # a key that is missing
+        elif missing and index == len(loc) - 1:
+            return (*path, part)
         else:
             continue
         path.append(part)
@@ -100,10 +139,14 @@ def _said(complaint: Any, model: type[BaseModel], path: tuple[str | int, ...]) -
         return f"unknown key {path[-1]!r}", nearest(str(path[-1]), _known_keys(model, path[:-1]))
     if kind == "missing":
         return f"{path[-1]!r} is missing", f"write `{path[-1]}: …`"
-    if kind in ("value_error", "assertion_error"):
-        return message.partition(", ")[2] or message, None
+    if kind == "cft_ray":
+        return complaint["ctx"]["what"], complaint["ctx"]["fix"]
+    if kind in ("value_error", "assertion_error"):  # of a strategy of the user's own
+        return message.partition(", ")[2] or message, "a value that it takes"
     value = complaint["input"]
     shown = repr(value) if isinstance(value, str | int | float | bool | None) else f"a {type(value).__name__}"
+    if isinstance(value, str) and len(value) > _LONGEST:
+        shown = f"{value[:_LONGEST]!r}…"
     if kind == "string_pattern_mismatch":
         return f"{shown} cannot be a name", "a name without spaces, slashes, brackets, commas, colons, = and *"
     return f"found {shown}", message[0].lower() + message[1:]

@@ -13,9 +13,11 @@ from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError
 from cft_ray.data.accounts import ALLOWED
 from cft_ray.grid import sections as s
 from cft_ray.grid.insight import Insight
-from cft_ray.grid.problems import as_user_error
+from cft_ray.grid.problems import as_user_error, refuse_truths
 from cft_ray.grid.settings import Settings, Template
-from cft_ray.grid.source import Source, parse, read
+from cft_ray.grid.source import parse, read
+from cft_ray.grid.tree import Source
+from cft_ray.grid.words import MOST, Name, Seed, StorageUri
 
 SECTIONS = ("insight",)
 """Optional sections that a command may ask for (`--with`) where the file has none."""
@@ -28,15 +30,15 @@ def _switch(value: Any) -> Any:
 class Grid(Settings):
     """What to run: every model × pair × strategy × seed, and every value of a swept setting."""
 
-    name: s.Name = Field(description="what the results call this grid")
+    name: Name = Field(description="what the results call this grid")
     storage: s.StorageChoice = Field(description="where artifacts and tables lie")
-    fetched: str | None = Field(
+    fetched: StorageUri | None = Field(
         default=None,
         min_length=1,
         description="folder or URI that `cft-ray fetch` has filled: what the grid takes from the hub is read there, at the "
         "commits that it holds; none: from the hub",
     )
-    seeds: list[int] = Field(default=[0], min_length=1, description="one cell each; data sets and given checkpoints use seed 0")
+    seeds: list[Seed] = Field(default=[0], min_length=1, description="one cell each; data sets and given checkpoints use seed 0")
     models: s.Models = Field(min_length=1, description="model -> checkpoint -> where it comes from; `base` is required")
     datasets: s.Datasets = Field(min_length=1, description="data set -> where it comes from")
     pairs: list[s.Pair] = Field(min_length=1, description="phase 1 and phase 2")
@@ -68,7 +70,13 @@ class Grid(Settings):
     )
     include: list[s.Filter] = Field(default_factory=list, description="only cells that match one of these; all if none")
     exclude: list[s.Filter] = Field(default_factory=list, description="no cell that matches one of these")
-    max_parallel: int | None = Field(default=None, gt=0, description="most stages at once; none: as many as fit")
+    max_cells: int = Field(
+        default=100_000,
+        gt=0,
+        le=MOST,
+        description="most cells that sweeps and seeds may make; more are refused before they are made",
+    )
+    max_parallel: int | None = Field(default=None, gt=0, le=MOST, description="most stages at once; none: as many as fit")
 
     _source: Source = PrivateAttr(default_factory=lambda: Source("grid"))
 
@@ -112,6 +120,7 @@ def _checked(raw: dict[str, Any], source: Source) -> Grid:
     from cft_ray.grid.cells import cells  # these read a Grid, so they cannot be imported before it exists
     from cft_ray.grid.checks import check_references
 
+    refuse_truths(Grid, raw, source, ())
     try:
         grid = Grid.model_validate(raw)
     except ValidationError as error:

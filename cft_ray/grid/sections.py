@@ -21,9 +21,17 @@ from cft_ray.grid.settings import (
     Template,
     TrainingSettings,
 )
-
-NAME = r"^[^\s/→*?\[\]=,:]+$"
-Name = Annotated[str, Field(pattern=NAME, max_length=100)]
+from cft_ray.grid.words import (
+    MOST,
+    MOST_WORKERS,
+    Language,
+    Name,
+    PlaceName,
+    Repository,
+    Revision,
+    StorageUri,
+    wrong,
+)
 
 
 def _key(key: str) -> BeforeValidator:
@@ -73,15 +81,23 @@ SamplingOverrides = Annotated[dict[str, Any], _Overrides(ReplaySampling, swept=T
 class Storage(Settings):
     """Where artifacts and tables lie."""
 
-    uri: str = Field(min_length=1, description="a folder, `s3://…` or `gs://…`; environment variables hold the credentials")
+    uri: StorageUri = Field(
+        min_length=1, description="a folder, `s3://…` or `gs://…`; environment variables hold the credentials"
+    )
 
 
 class StageResources(Settings):
     """What a stage is given; decides no result."""
 
-    workers: int = Field(default=1, gt=0, description="processes; a training's batch is split over them")
-    cpus: float = Field(default=1.0, gt=0, description="CPUs of each worker")
-    gpus: float = Field(default=0.0, ge=0, description="GPUs of each worker")
+    workers: int = Field(default=1, gt=0, le=MOST_WORKERS, description="processes; a training's batch is split over them")
+    cpus: float = Field(default=1.0, ge=0.001, le=10_000, description="CPUs of each worker")
+    gpus: float = Field(default=0.0, ge=0, le=1_000, description="GPUs of each worker; a whole number, or a share of one")
+
+    @model_validator(mode="after")
+    def _whole_devices(self) -> "StageResources":
+        if self.gpus > 1 and self.gpus % 1:
+            raise wrong(f"{self.gpus:g} GPUs cannot be given to a process", "a whole number, or a share of one")
+        return self
 
 
 class CheckpointTraining(Settings):
@@ -95,9 +111,9 @@ class CheckpointTraining(Settings):
 class CheckpointSource(Settings):
     """A checkpoint of a model: published (`hub`), local (`path`), or made here (`scratch` or `start`, with `train`)."""
 
-    hub: str | None = Field(default=None, description="Hugging Face model id")
-    revision: str | None = Field(default=None, description="commit, tag or branch of `hub`; a commit cannot move")
-    path: str | None = Field(default=None, description="folder or URI of a model in Hugging Face's form")
+    hub: Repository | None = Field(default=None, description="Hugging Face model id")
+    revision: Revision | None = Field(default=None, description="commit, tag or branch of `hub`; a commit cannot move")
+    path: PlaceName | None = Field(default=None, description="folder or URI of a model in Hugging Face's form")
     scratch: ScratchModel | None = Field(default=None, description="a small model, initialised at random; needs `train`")
     start: str | None = Field(default=None, description="another checkpoint of this model to train on from; needs `train`")
     train: CheckpointTraining | None = Field(default=None, description="the training that makes it")
@@ -107,32 +123,33 @@ class CheckpointSource(Settings):
     def _one_origin(self) -> "CheckpointSource":
         origins = [name for name in ("hub", "path", "scratch", "start") if getattr(self, name) is not None]
         if len(origins) != 1:
-            raise ValueError(f"give exactly one of hub, path, scratch, start, not {' and '.join(origins) or 'none of them'}")
+            raise wrong(f"{' and '.join(origins) or 'no origin'} given", "give exactly one of hub, path, scratch, start")
         if (self.train is not None) != (origins[0] in ("scratch", "start")):
-            raise ValueError("`train` goes with `scratch` and `start`, and only with them")
+            what = f"{origins[0]} with `train`" if self.train is not None else f"{origins[0]} without `train`"
+            raise wrong(what, "`train` goes with `scratch` and `start`, and only with them")
         if self.revision is not None and self.hub is None:
-            raise ValueError("`revision` goes with `hub`")
+            raise wrong("a revision of no repository", "`revision` goes with `hub`")
         return self
 
 
 class SizeHint(Settings):
     """The size of a data set, for estimates where it is not known; changes no result."""
 
-    rows: int = Field(gt=0, description="rows of all languages together")
-    tokens_per_row: float | None = Field(default=None, gt=0, description="mean tokens of prompt and answer")
+    rows: int = Field(gt=0, le=10**12, description="rows of all languages together")
+    tokens_per_row: float | None = Field(default=None, gt=0, le=1e9, description="mean tokens of prompt and answer")
 
 
 class DatasetSource(Settings):
     """A data set: from the hub, from files, from the toy world, or still to be supplied (`missing`)."""
 
-    hub: str | None = Field(default=None, description="Hugging Face data set id")
-    revision: str | None = Field(default=None, description="commit, tag or branch of `hub`; a commit cannot move")
+    hub: Repository | None = Field(default=None, description="Hugging Face data set id")
+    revision: Revision | None = Field(default=None, description="commit, tag or branch of `hub`; a commit cannot move")
     config: str | None = Field(default=None, description="hub configuration name; `{language}` and `{flores}` allowed")
-    split: str = Field(default="train", description="hub split")
+    split: str = Field(default="train", min_length=1, description="hub split")
     hub_files: str | None = Field(
         default=None, description="file pattern inside the hub repository; `{language}`, `{flores}` and `*` allowed"
     )
-    files: str | None = Field(
+    files: PlaceName | None = Field(
         default=None,
         description="path or URI of local files (parquet, json, jsonl, csv); `{language}` (ISO 639-1), `{flores}` (as in "
         "deu_Latn) and `*` allowed",
@@ -143,7 +160,7 @@ class DatasetSource(Settings):
         description="why it cannot be had as it is, and what to do: the grid can be planned, and runs once `files`, `hub` or "
         "`toy` is given, e.g. by `--set datasets.NAME.files=…`",
     )
-    languages: tuple[str, ...] = Field(min_length=1, description="ISO 639-1 codes, in the order in which they are read")
+    languages: tuple[Language, ...] = Field(min_length=1, description="ISO 639-1 codes, in the order in which they are read")
     format: Literal["alpaca", "orca", "canonical", "messages", "sharegpt"] | None = Field(
         default=None,
         description="what its columns are called; messages, sharegpt: each row is a conversation (OpenAI's role and content; "
@@ -154,7 +171,7 @@ class DatasetSource(Settings):
         description="instead of `format`: canonical column -> its column (`turns[0]`: the first item of a list; `{language}`, "
         "`{flores}`: a column for each language); without `output` it holds prompts, and nothing is trained on it",
     )
-    rows: int | None = Field(default=None, gt=0, description="rows kept per language, a seeded sample; all if none")
+    rows: int | None = Field(default=None, gt=0, le=MOST, description="rows kept per language, a seeded sample; all if none")
     allow_left_out: float | None = Field(
         default=None, ge=0, le=1, description="share of its rows that may be left out; none: the grid's; changes no result"
     )
@@ -168,20 +185,20 @@ class DatasetSource(Settings):
     def _one_origin(self) -> "DatasetSource":
         origins = [name for name in ("hub", "files", "toy") if getattr(self, name) is not None]
         if len(origins) > 1 or (not origins and self.missing is None):
-            raise ValueError(f"give exactly one of hub, files, toy, not {' and '.join(origins) or 'none of them'}")
+            raise wrong(f"{' and '.join(origins) or 'no origin'} given", "give exactly one of hub, files, toy")
         if self.hub is None and (self.revision or self.config or self.hub_files):
-            raise ValueError("`revision`, `config` and `hub_files` go with `hub`")
+            raise wrong("no repository is named", "`revision`, `config` and `hub_files` go with `hub`")
         if self.format is not None and self.columns is not None:
-            raise ValueError("give either `format` or `columns`")
+            raise wrong("`format` and `columns` both say what the columns are", "give either `format` or `columns`")
         if self.toy is not None and (self.format or self.columns):
-            raise ValueError("a toy data set has its own columns")
+            raise wrong("a toy data set has its own columns", "leave `format` and `columns` out")
         if self.columns is not None:
             if unknown := set(self.columns) - set(FORMATS["canonical"]):
-                raise ValueError(f"unknown canonical column {min(unknown)!r}; known: {', '.join(FORMATS['canonical'])}")
+                raise wrong(f"unknown canonical column {min(unknown)!r}", f"known: {', '.join(FORMATS['canonical'])}")
             if "instruction" not in self.columns:
-                raise ValueError("`columns` must say where 'instruction' is")
+                raise wrong("no column of instructions", "`columns` must say where 'instruction' is")
         if len(set(self.languages)) < len(self.languages):
-            raise ValueError("a language is named twice")
+            raise wrong("a language is named twice", "name each language once")
         return self
 
 
@@ -212,13 +229,13 @@ class BenchmarkChoice(Settings):
     name: Name = Field(description="what the results call it")
     use: str | None = Field(default=None, description=f"a known benchmark ({', '.join(BENCHMARKS)}); none: `name`")
     ability: Literal["TA", "LA"] | None = Field(default=None, description="task ability or language ability")
-    tasks: dict[str, str] | None = Field(default=None, description="language -> lm-evaluation-harness task or group")
-    languages: tuple[str, ...] | None = Field(
+    tasks: dict[Language, str] | None = Field(default=None, description="language -> lm-evaluation-harness task or group")
+    languages: tuple[Language, ...] | None = Field(
         default=None, description="which of its languages, in this order; none: those of the study"
     )
     metric: str | None = Field(default=None, description="harness metric shown in the results")
     data: str | None = Field(default=None, description="toy-world data set that holds its items")
-    limit: int | None = Field(default=None, gt=0, description="items per task; none: the evaluation's limit")
+    limit: int | None = Field(default=None, gt=0, le=MOST, description="items per task; none: the evaluation's limit")
     generation: dict[str, Any] = Field(default_factory=dict, description="changes to how answers are generated")
     template: TemplateChoice | None = Field(default=None, description="none: the evaluation's")
 
@@ -227,27 +244,30 @@ class Judge(JudgeSettings):
     """The judge of AlpacaEval: an endpoint's (`model`, `base_url`), or a local model (`hub`, `path`, or `of` this grid)."""
 
     template: TemplateChoice = Field(default=Template(name="chat"), description="how a local judge's prompt is wrapped")
-    hub: str | None = Field(default=None, description="Hugging Face id of a local judge")
-    revision: str | None = Field(default=None, description="commit, tag or branch of `hub`; a commit cannot move")
-    path: str | None = Field(default=None, description="folder or URI of a local judge")
+    hub: Repository | None = Field(default=None, description="Hugging Face id of a local judge")
+    revision: Revision | None = Field(default=None, description="commit, tag or branch of `hub`; a commit cannot move")
+    path: PlaceName | None = Field(default=None, description="folder or URI of a local judge")
     of: str | None = Field(default=None, description="a checkpoint of this grid as local judge: `MODEL/CHECKPOINT`")
 
     @model_validator(mode="after")
     def _one_judge(self) -> "Judge":
         origins = [name for name in ("model", "hub", "path", "of") if getattr(self, name) is not None]
         if len(origins) != 1:
-            raise ValueError(f"give exactly one of model, hub, path, of, not {' and '.join(origins) or 'none of them'}")
+            raise wrong(f"{' and '.join(origins) or 'no judge'} given", "give exactly one of model, hub, path, of")
         if (self.base_url is not None) != (self.model is not None):
-            raise ValueError("`base_url` goes with `model`: an endpoint and the judge's name there")
+            raise wrong("half of an endpoint", "`base_url` goes with `model`: an endpoint and the judge's name there")
         if self.key_env is not None and (self.model is None or not self.key_env.isidentifier()):
             # What stands there may be the key itself, so it is not repeated.
-            raise ValueError("`key_env` is the name of the environment variable that holds the endpoint's key")
+            fix = "`key_env` is the name of the environment variable that holds the endpoint's key"
+            raise wrong("this is no variable of an endpoint", fix)
         if self.base_url is not None:
             scheme, separator, rest = self.base_url.partition("://")
             if scheme not in ("http", "https") or not separator or "@" in rest or "?" in rest:
-                raise ValueError("`base_url` is http://… or https://…, without credentials and options")
+                raise wrong(
+                    "this is no endpoint's address", "`base_url` is http://… or https://…, without credentials and options"
+                )
         if self.revision is not None and self.hub is None:
-            raise ValueError("`revision` goes with `hub`")
+            raise wrong("a revision of no repository", "`revision` goes with `hub`")
         return self
 
     @property
@@ -260,7 +280,7 @@ class Evaluation(Settings):
     """What is measured, of every model of the grid."""
 
     benchmarks: list[Annotated[BenchmarkChoice, _key("name")]] = Field(min_length=1, description="names, or mappings with `name`")
-    limit: int | None = Field(default=None, gt=0, description="items per task; all if none")
+    limit: int | None = Field(default=None, gt=0, le=MOST, description="items per task; all if none")
     backend: Literal["vllm", "hf"] = Field(default="vllm", description="the engine below lm-evaluation-harness")
     generation: dict[str, Any] = Field(
         default_factory=dict, description="changes to how answers are generated, for all benchmarks"
@@ -274,21 +294,21 @@ class Evaluation(Settings):
         default=None, description="compares answers, where a benchmark needs that; none: such benchmarks are skipped"
     )
     evaluate_base: bool = Field(default=True, description="also score the base models (forward transfer needs it)")
-    data: dict[Name, str | dict[str, str]] = Field(
+    data: dict[Name, PlaceName | dict[str, PlaceName]] = Field(
         default_factory=dict,
         description="benchmark -> the files that hold its items, instead of the hub: a Parquet or JSON-lines file, a folder, or "
         "the URI of either; `{language}` and `*` allowed. The items that are scored, or a mapping split -> files",
     )
-    data_folder: str | None = Field(
+    data_folder: PlaceName | None = Field(
         default=None,
         min_length=1,
         description="folder or URI that relative paths in `data` and `nltk_data` start from (`./…` starts where you are); "
         "none: where you are",
     )
-    revisions: dict[Name, str] = Field(
+    revisions: dict[Name, Revision] = Field(
         default_factory=dict, description="benchmark -> commit of its hub data set; none: the newest, and recorded"
     )
-    nltk_data: str | None = Field(
+    nltk_data: PlaceName | None = Field(
         default=None,
         min_length=1,
         description="folder or URI (a relative one starts from `data_folder`) of nltk's data with tokenizers/punkt_tab, which "
@@ -303,12 +323,12 @@ class Cluster(Settings):
     device: str | None = Field(
         default=None, description="accelerator, e.g. A100-80GB, H100, H200; none: estimates stay without time"
     )
-    price_per_device_hour: float | None = Field(default=None, ge=0, description="what one device costs per hour")
+    price_per_device_hour: float | None = Field(default=None, ge=0, le=1e9, description="what one device costs per hour")
     currency: str = Field(default="USD", description="of the price")
-    max_devices: int | None = Field(default=None, gt=0, description="most devices that the cluster can have at once")
+    max_devices: int | None = Field(default=None, gt=0, le=MOST, description="most devices that the cluster can have at once")
     mfu: float = Field(default=0.4, gt=0, le=1, description="assumed share of the device's peak FLOP/s that training reaches")
     characters_per_token: float = Field(
-        default=4.0, gt=0, description="assumed, where only the characters of a data set are known"
+        default=4.0, gt=0, le=1_000, description="assumed, where only the characters of a data set are known"
     )
 
 

@@ -5,6 +5,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from cft_ray.grid.words import MOST, Seed, wrong
+
 
 class Settings(BaseModel):
     """Base: unknown keys are refused, values do not change."""
@@ -31,50 +33,57 @@ class ScratchModel(Settings):
     """A small model that is initialised at random, with a byte-level tokenizer."""
 
     architecture: Literal["mistral", "llama"] = "mistral"
-    hidden_size: int = Field(default=128, gt=0)
-    layers: int = Field(default=4, gt=0)
-    heads: int = Field(default=4, gt=0, description="query heads; hidden_size / heads must be at least 32 (vLLM on CPU)")
-    kv_heads: int = Field(default=2, gt=0)
-    intermediate_size: int = Field(default=384, gt=0)
-    max_positions: int = Field(default=512, gt=0)
+    hidden_size: int = Field(default=128, gt=0, le=65_536)
+    layers: int = Field(default=4, gt=0, le=1_000)
+    heads: int = Field(
+        default=4, gt=0, le=1_000, description="query heads; hidden_size / heads must be at least 32 (vLLM on CPU)"
+    )
+    kv_heads: int = Field(default=2, gt=0, le=1_000)
+    intermediate_size: int = Field(default=384, gt=0, le=1_000_000)
+    max_positions: int = Field(default=512, gt=0, le=MOST)
 
     @model_validator(mode="after")
     def _heads_fit(self) -> "ScratchModel":
         if self.hidden_size % self.heads or self.hidden_size // self.heads < 32:
-            raise ValueError("hidden_size / heads must be a whole number of at least 32")
+            fix = "a whole number of at least 32"
+            raise wrong(f"hidden_size / heads is {self.hidden_size / self.heads:g}", fix)
         if self.heads % self.kv_heads:
-            raise ValueError("heads must be a multiple of kv_heads")
+            raise wrong(f"{self.heads} heads share {self.kv_heads} kv_heads unevenly", "heads must be a multiple of kv_heads")
         return self
 
 
 class TrainingSettings(Settings):
     """One training. Defaults are Table B1 of the study (arXiv 2410.16006)."""
 
-    learning_rate: float = Field(default=1e-6, gt=0)
-    epochs: int | None = Field(default=4, gt=0, description="passes over the data; exclusive with `steps`")
-    steps: int | None = Field(default=None, gt=0, description="optimizer steps; exclusive with `epochs`")
-    batch_size: int = Field(default=16, gt=0, description="samples per optimizer step over all workers (packs, if `packing`)")
+    learning_rate: float = Field(default=1e-6, gt=0, le=100)
+    epochs: int | None = Field(default=4, gt=0, le=MOST, description="passes over the data; exclusive with `steps`")
+    steps: int | None = Field(default=None, gt=0, le=MOST, description="optimizer steps; exclusive with `epochs`")
+    batch_size: int = Field(
+        default=16, gt=0, le=MOST, description="samples per optimizer step over all workers (packs, if `packing`)"
+    )
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup_steps: int = Field(default=10, ge=0, description="linear warm-up from 0; the first step changes nothing")
-    weight_decay: float = Field(default=0.0, ge=0)
+    warmup_steps: int = Field(default=10, ge=0, le=MOST, description="linear warm-up from 0; the first step changes nothing")
+    weight_decay: float = Field(default=0.0, ge=0, le=100)
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.999, ge=0, lt=1)
-    epsilon: float = Field(default=1e-8, gt=0)
-    max_grad_norm: float | None = Field(default=1.0, gt=0, description="gradient clipping by global norm; none: off")
+    epsilon: float = Field(default=1e-8, gt=0, le=1)
+    max_grad_norm: float | None = Field(default=1.0, gt=0, le=1e9, description="gradient clipping by global norm; none: off")
     precision: Literal["bf16", "fp32"] = Field(default="bf16", description="of forward and backward; master weights are fp32")
-    max_length: int = Field(default=2048, gt=0, description="tokens; what happens to longer rows: `long_rows`")
+    max_length: int = Field(default=2048, gt=0, le=MOST, description="tokens; what happens to longer rows: `long_rows`")
     long_rows: Literal["drop", "truncate", "refuse"] = Field(
         default="drop", description="rows over `max_length`: left out, cut at the end, or an error; always counted"
     )
-    packing: int | None = Field(default=None, gt=0, description="tokens per pack; then `batch_size` counts packs. None: samples")
+    packing: int | None = Field(
+        default=None, gt=0, le=MOST, description="tokens per pack; then `batch_size` counts packs. None: samples"
+    )
     train_on_prompt: bool = Field(default=False, description="also take the loss on the prompt's tokens")
     # How it is computed; results agree within rounding, so these are not identity.
     padding: Literal["free", "padded"] = not_identity("free", "free: samples laid end to end; padded: right-padded rows")
-    micro_batch_tokens: int = not_identity(8192, "most tokens of one forward pass of one worker", gt=0)
+    micro_batch_tokens: int = not_identity(8192, "most tokens of one forward pass of one worker", gt=0, le=MOST)
     gradient_checkpointing: bool = not_identity(False, "recompute activations in the backward pass")
     offload: Literal["none", "optimizer", "all"] = not_identity("none", "ZeRO-3 offload to CPU: optimizer, or parameters too")
     checkpoint_every: int | None = not_identity(
-        None, "optimizer steps between mid-run checkpoints; none: no mid-run checkpoint", gt=0
+        None, "optimizer steps between mid-run checkpoints; none: no mid-run checkpoint", gt=0, le=MOST
     )
 
     @model_validator(mode="before")
@@ -87,17 +96,17 @@ class TrainingSettings(Settings):
     @model_validator(mode="after")
     def _one_length(self) -> "TrainingSettings":
         if (self.epochs is None) == (self.steps is None):
-            raise ValueError("give either epochs or steps")
+            raise wrong(f"the length is given {'twice' if self.steps else 'nowhere'}", "give either epochs or steps")
         return self
 
 
 class GenerationSettings(Settings):
     """How a benchmark's answers are generated."""
 
-    max_new_tokens: int | None = Field(default=None, gt=0, description="none: what the task says")
-    temperature: float = Field(default=0.0, ge=0)
+    max_new_tokens: int | None = Field(default=None, gt=0, le=MOST, description="none: what the task says")
+    temperature: float = Field(default=0.0, ge=0, le=100)
     stop: tuple[str, ...] = Field(default=(), description="stop strings beside the task's own")
-    max_length: int = Field(default=4096, gt=0, description="tokens of prompt and answer")
+    max_length: int = Field(default=4096, gt=0, le=MOST, description="tokens of prompt and answer")
     dtype: Literal["bfloat16", "float16", "float32", "auto"] = "auto"
 
 
@@ -117,31 +126,37 @@ class JudgeSettings(Settings):
     parameters: dict[str, bool | int | float | str | None] = Field(
         default_factory=dict, description="changes to the annotator's request parameters; none takes one away"
     )
-    attempts: int = Field(default=3, gt=0, description="times that an endpoint is asked again for a judgement that is malformed")
+    attempts: int = Field(
+        default=3, gt=0, le=1_000, description="times that an endpoint is asked again for a judgement that is malformed"
+    )
     tolerate: float = Field(
         default=0.02, ge=0, lt=1, description="share of items that may stay without judgement; more fail the stage"
     )
     template: Template = Field(default=Template(name="chat"), description="how a local judge's prompt is wrapped")
-    max_length: int = Field(default=8192, gt=0, description="tokens of prompt and judgement of a local judge")
+    max_length: int = Field(default=8192, gt=0, le=MOST, description="tokens of prompt and judgement of a local judge")
     dtype: Literal["bfloat16", "float16", "float32", "auto"] = Field(default="auto", description="of a local judge")
     # Where it is and what it costs: the same judge judges alike wherever it is asked.
     base_url: str | None = not_identity(None, "of the endpoint, e.g. https://api.openai.com/v1")
     key_env: str | None = not_identity(None, "environment variable that holds the endpoint's key; none: it wants no key")
-    max_concurrency: int = not_identity(8, "requests under way at a time", gt=0)
-    timeout: float = not_identity(120.0, "seconds until a request is given up and asked again", gt=0)
+    max_concurrency: int = not_identity(8, "requests under way at a time", gt=0, le=10_000)
+    timeout: float = not_identity(120.0, "seconds until a request is given up and asked again", gt=0, le=86_400)
     retries: int = not_identity(
-        10, "further tries of a request after a rate limit, a server's error or a time-out, with growing pauses", ge=0
+        10, "further tries of a request after a rate limit, a server's error or a time-out, with growing pauses", ge=0, le=1_000
     )
-    prompt_price: float | None = not_identity(None, "of a million prompt tokens, in the cluster's currency", ge=0)
-    completion_price: float | None = not_identity(None, "of a million tokens of judgements, in the cluster's currency", ge=0)
+    prompt_price: float | None = not_identity(None, "of a million prompt tokens, in the cluster's currency", ge=0, le=1e9)
+    completion_price: float | None = not_identity(
+        None, "of a million tokens of judgements, in the cluster's currency", ge=0, le=1e9
+    )
 
 
 class EngineSettings(Settings):
     """How much an engine takes on at a time, by what its device can hold; results agree within rounding."""
 
-    sequences: int | None = not_identity(None, "sequences at a time; none: vLLM's choice on a GPU, 128 on a CPU; hf: 32", gt=0)
+    sequences: int | None = not_identity(
+        None, "sequences at a time; none: vLLM's choice on a GPU, 128 on a CPU; hf: 32", gt=0, le=MOST
+    )
     batch_tokens: int | None = not_identity(
-        None, "tokens that vLLM reads at a time; none: its choice on a GPU, 4096 on a CPU", gt=0
+        None, "tokens that vLLM reads at a time; none: its choice on a GPU, 4096 on a CPU", gt=0, le=MOST
     )
     gpu_memory: float = not_identity(0.85, "share of each GPU's memory that vLLM takes", gt=0, le=1)
 
@@ -158,10 +173,10 @@ def engine_length(max_length: int) -> int:
 class ReplaySampling(Settings):
     """How replay answers are sampled from the Phase 1 model."""
 
-    temperature: float = Field(default=1.0, ge=0)
+    temperature: float = Field(default=1.0, ge=0, le=100)
     top_p: float = Field(default=1.0, gt=0, le=1)
-    max_new_tokens: int = Field(default=1024, gt=0)
-    max_length: int = Field(default=2048, gt=0, description="tokens of prompt and answer")
+    max_new_tokens: int = Field(default=1024, gt=0, le=MOST)
+    max_length: int = Field(default=2048, gt=0, le=MOST, description="tokens of prompt and answer")
     dtype: Literal["bfloat16", "float16", "float32", "auto"] = "auto"
 
 
@@ -171,30 +186,35 @@ class EmbeddingSettings(Settings):
     text: Literal["instruction", "instruction_and_answer", "answer"] = Field(
         default="instruction", description="what is embedded of a row; its input belongs to the instruction"
     )
-    sample: int | None = Field(default=500, gt=0, description="rows drawn from a data set, with the seed; all if none")
-    max_length: int | None = Field(default=None, gt=0, description="tokens kept of a text; none: the model's own limit")
-    seed: int = Field(default=0, description="of the sample")
-    batch_size: int = not_identity(32, "texts in one forward pass", gt=0)
+    sample: int | None = Field(default=500, gt=0, le=MOST, description="rows drawn from a data set, with the seed; all if none")
+    max_length: int | None = Field(default=None, gt=0, le=MOST, description="tokens kept of a text; none: the model's own limit")
+    seed: Seed = Field(default=0, description="of the sample")
+    batch_size: int = not_identity(32, "texts in one forward pass", gt=0, le=MOST)
     block_rows: int = not_identity(
-        2048, "rows embedded at a time: enough for batches of like length, few enough to be lost when a process dies", gt=0
+        2048,
+        "rows embedded at a time: enough for batches of like length, few enough to be lost when a process dies",
+        gt=0,
+        le=MOST,
     )
 
 
 class ActivationSettings(Settings):
     """How hidden states are taken."""
 
-    sample: int | None = Field(default=None, gt=0, description="prompts per language; all if none")
-    max_length: int = Field(default=2048, gt=0, description="tokens kept of a prompt")
+    sample: int | None = Field(default=None, gt=0, le=MOST, description="prompts per language; all if none")
+    max_length: int = Field(default=2048, gt=0, le=MOST, description="tokens kept of a prompt")
     dtype: Literal["bfloat16", "float16", "float32", "auto"] = "auto"
-    seed: int = Field(default=0, description="of the sample")
-    batch_tokens: int = not_identity(8192, "most tokens in one forward pass", gt=0)
+    seed: Seed = Field(default=0, description="of the sample")
+    batch_tokens: int = not_identity(8192, "most tokens in one forward pass", gt=0, le=MOST)
 
 
 class DivergenceSettings(Settings):
     """On which rows two models' next-token distributions are compared."""
 
-    sample: int | None = Field(default=200, gt=0, description="rows drawn from a data set, with the seed; all if none")
-    max_length: int = Field(default=1024, gt=0, description="tokens of prompt and answer; longer rows are left out and counted")
+    sample: int | None = Field(default=200, gt=0, le=MOST, description="rows drawn from a data set, with the seed; all if none")
+    max_length: int = Field(
+        default=1024, gt=0, le=MOST, description="tokens of prompt and answer; longer rows are left out and counted"
+    )
     dtype: Literal["bfloat16", "float16", "float32", "auto"] = "auto"
-    seed: int = Field(default=0, description="of the sample")
-    batch_tokens: int = not_identity(8192, "most tokens in one forward pass", gt=0)
+    seed: Seed = Field(default=0, description="of the sample")
+    batch_tokens: int = not_identity(8192, "most tokens in one forward pass", gt=0, le=MOST)

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from cft_ray.errors import UserError
 from cft_ray.grid.problems import adapter, one
-from cft_ray.grid.source import Source
+from cft_ray.grid.tree import Source
 
 Axis = tuple[str, tuple[Any, ...]]
 """A setting and its values."""
@@ -42,9 +42,11 @@ def split(
         if not value:
             raise UserError("an empty list sweeps nothing", where=source.where(here), fix="give at least one value")
         values = [one(model, key, item, source, (*here, index)) for index, item in enumerate(value)]
+        before: set[str] = set()
         for index, item in enumerate(values):
-            if item in values[:index]:
+            if (text := repr(item)) in before:
                 raise UserError(f"{item!r} is swept twice", where=source.where((*here, index)), fix="give each value once")
+            before.add(text)
         if len(values) == 1:
             fixed[key] = values[0]
         else:

@@ -1,11 +1,10 @@
 """Whether a benchmark's answers fit the context of the models that are asked, as far as a plan can know it."""
 
-import json
-
 from cft_ray.errors import UserError
 from cft_ray.grid.choices import ChosenBenchmark, chosen_benchmarks
 from cft_ray.grid.schema import Grid
 from cft_ray.grid.sections import CheckpointSource
+from cft_ray.plan.config import local_config
 from cft_ray.plan.digest import is_uri, local_path
 
 
@@ -15,11 +14,9 @@ def positions(checkpoint: CheckpointSource) -> int | None:
         return checkpoint.scratch.max_positions
     if checkpoint.path is None or is_uri(checkpoint.path):
         return None
-    config = local_path(checkpoint.path) / "config.json"
-    if not config.is_file():
-        return None
-    values = json.loads(config.read_text(encoding="utf-8"))
-    found = (values.get("text_config") or values).get("max_position_embeddings")
+    values = local_config(local_path(checkpoint.path)) or {}
+    text = values.get("text_config")
+    found = (text if isinstance(text, dict) else values).get("max_position_embeddings")
     return found if isinstance(found, int) else None
 
 

@@ -42,12 +42,14 @@ class Digests:
         """
         parts: list[tuple[str, str]] = []
         for language in languages if names_language(pattern) else [""]:
-            location = filled(pattern, language)
-            with _reading(location, where):
+            with _reading(pattern, where):
+                location = filled(pattern, language)
                 found = matching(location)
-                folder = not found and not is_uri(location) and local_path(location).is_dir()
+                there = local_path(location) if not found and not is_uri(location) else None
             if not found:
-                what = f"{location} is a folder" if folder else f"there is no file {location}"
+                what = f"there is no file {location}"
+                if there is not None and there.exists():
+                    what = f"{location} is a folder" if there.is_dir() else f"{location} is no regular file"
                 raise UserError(what, where=where, fix="a path or URI of files that exist; `*` stands for any characters")
             parts += [(f"{language}/{PurePosixPath(file.path).name}", self._file(file, where)) for file in found]
         return _over(parts)

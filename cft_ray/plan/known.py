@@ -3,13 +3,12 @@
 What is not here and cannot be read off a grid is *unknown*, and an estimate that needs it says so.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from cft_ray.data.toy import TOY, generate
 from cft_ray.grid.settings import ScratchModel
+from cft_ray.plan.config import local_config
 from cft_ray.plan.specs import Checkpoint
 
 BYTE_VOCABULARY = 259
@@ -143,10 +142,9 @@ def checkpoint_shape(checkpoint: Checkpoint) -> Shape | None:
     """The shape of a named checkpoint: of a known hub id, or read off a local folder's ``config.json``; else None."""
     if checkpoint.hub is not None:
         return SHAPES.get(checkpoint.hub)
-    config = Path(checkpoint.path or "") / "config.json"
-    if not config.is_file():
+    values = local_config(checkpoint.path) if checkpoint.path else None
+    if values is None:
         return None
-    values = json.loads(config.read_text(encoding="utf-8"))
     try:
         heads = values["num_attention_heads"]
         return Shape(
@@ -159,5 +157,5 @@ def checkpoint_shape(checkpoint: Checkpoint) -> Shape | None:
             head_size=values.get("head_dim") or values["hidden_size"] // heads,
             tied=values.get("tie_word_embeddings", False),
         )
-    except KeyError:  # another family of models: its parts are named and sized in another way
+    except (KeyError, TypeError, ZeroDivisionError):  # another family of models: its parts are named and sized in another way
         return None

@@ -10,6 +10,7 @@ from cft_ray.data.paths import is_uri, local_path
 from cft_ray.grid.insight import Embedder
 from cft_ray.grid.schema import Grid
 from cft_ray.grid.sections import DatasetSource
+from cft_ray.plan.config import local_config
 from cft_ray.plan.digest import Digests
 from cft_ray.plan.specs import Checkpoint, DatasetSpec, Spec
 
@@ -104,6 +105,8 @@ class Sources:
             return self._published(judge.hub, judge.revision, ("evaluation", "judge"))
         where = self.grid.source.where(("evaluation", "judge", "path"))
         path = judge.path if is_uri(judge.path) else str(local_path(judge.path))
+        if not is_uri(path):
+            local_config(path, where=where)
         return Checkpoint(path=path, digest=self.digests.folder(path, where=where))
 
     def checkpoint(self, model: str, name: str) -> Checkpoint:
@@ -120,6 +123,8 @@ class Sources:
             else:
                 where = self.grid.source.where(("models", model, name, "path"))
                 path = source.path if is_uri(source.path) else str(local_path(source.path))
+                if not is_uri(path):
+                    local_config(path, where=where)
                 self._checkpoints[key] = Checkpoint(path=path, digest=self.digests.folder(path, where=where))
         return self._checkpoints[key]
 

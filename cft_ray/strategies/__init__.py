@@ -65,11 +65,14 @@ def resolve(use: str, *, where: str | None = None) -> type[Strategy]:
     module_name, colon, class_name = path.partition(":")
     if not colon:
         raise _unknown(use, where)
+    if not all(part.isidentifier() for part in (*module_name.split("."), class_name)):
+        raise UserError(f"{use!r} is no import path", where=where, fix="`package.module:Class`, from the top")
     try:
         module = import_module(module_name)
-    except (ImportError, SyntaxError) as error:
+    except (Exception, SystemExit) as error:  # whatever a module of the user's own raises
+        reason = f"{type(error).__name__}: {error}" if not isinstance(error, ImportError) else str(error)
         raise UserError(
-            f"strategy {use!r} cannot be imported: {error}",
+            f"strategy {use!r} cannot be imported: {reason}",
             where=where,
             fix=f"make the module {module_name!r} importable (installed, or its folder on PYTHONPATH)",
         ) from error

@@ -9,7 +9,6 @@ stay in it, but a hook on the gradient sets theirs to zero: AdamW's moments of s
 update, as long as there is no weight decay. Under ZeRO-3 the hook sees the whole gradient, before it is partitioned.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from cft_ray.errors import UserError
+from cft_ray.plan.config import local_config
 from cft_ray.plan.specs import Checkpoint, DriftSpec, FinetuneSpec
 from cft_ray.plan.stage import Resources, Stage
 from cft_ray.strategies.base import ModelSource, Phase2, Strategy
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class _Freezing(Strategy):
     """What both heuristics share: the number of layers, checked while planning where the model's is known."""
 
-    layers: int = Field(default=10, gt=0, description="how many layers are frozen (LF_H2: per projection and head)")
+    layers: int = Field(default=10, gt=0, le=1_000, description="how many layers are frozen (LF_H2: per projection and head)")
 
     def stages(self, phase2: Phase2) -> dict[str, Stage]:
         """None of its own.
@@ -172,7 +172,6 @@ def _known_layers(source: ModelSource) -> int | None:
     if source.stage is not None and isinstance(source.stage.spec, FinetuneSpec) and source.stage.spec.scratch:
         return source.stage.spec.scratch.layers
     if source.checkpoint is not None and source.checkpoint.path:
-        config = Path(source.checkpoint.path) / "config.json"
-        if config.is_file():
-            return json.loads(config.read_text()).get("num_hidden_layers")
+        layers = (local_config(source.checkpoint.path) or {}).get("num_hidden_layers")
+        return layers if isinstance(layers, int) else None
     return None

@@ -25,8 +25,8 @@ _BASE = ".base_layer.weight"
 class LowRank(Strategy):
     """LoRA: trains W + (alpha / rank)·B·A with W frozen; the finished model has the product merged into W."""
 
-    rank: int = Field(default=64, gt=0, description="rank of B·A")
-    alpha: float = Field(default=128.0, gt=0, description="scale of B·A is alpha / rank")
+    rank: int = Field(default=64, gt=0, le=65_536, description="rank of B·A")
+    alpha: float = Field(default=128.0, gt=0, le=1e6, description="scale of B·A is alpha / rank")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout on the input of A")
     target_modules: tuple[str, ...] = Field(
         default=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),

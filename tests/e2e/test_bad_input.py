@@ -64,7 +64,21 @@ MISTAKES: dict[str, tuple[tuple[Any, ...], Any, tuple[str, ...]]] = {
     ),
     "file lacks a column": (("datasets", "multialpaca"), OWN | {"format": "orca"}, ("rows.jsonl", "'instruction'", "map")),
     "empty data set": (("datasets", "multialpaca"), OWN | {"files": "empty.jsonl"}, ("empty.jsonl", "the file is empty")),
-    "not a number": (("training", "learning_rate"), float("nan"), ("grid.yaml", "training.learning_rate")),
+    "not a number": (("training", "learning_rate"), float("nan"), ("grid.yaml", "training.learning_rate", "line")),
+    "infinity": (("resources",), {"finetune": {"cpus": float("inf")}}, ("grid.yaml", "resources.finetune.cpus", "line")),
+    "a truth for a number": (("training", "batch_size"), True, ("grid.yaml", "training.batch_size", "true")),
+    "a storage of one slash": (("storage", "uri"), "s3:/bucket/x", ("grid.yaml", "storage.uri", "s3://bucket/x")),
+    "a storage with a line break": (("storage", "uri"), "runs\nelsewhere", ("grid.yaml", "storage.uri", "line")),
+    "a name that cannot be seen": (("name",), "bad\u202e", ("grid.yaml", "name", "202E")),
+    "too many cells": (("seeds",), list(range(100_001)), ("grid.yaml", "seeds", "100,001 cells")),
+    "its own counterpart": (("datasets", "multialpaca", "english"), "multialpaca", ("datasets.multialpaca.english", "its own")),
+    "a pattern that matches nothing": (("exclude",), [{"strategy": "LF_*"}], ("grid.yaml", "exclude[0].strategy", "LF_*")),
+    "no id of the hub": (
+        ("models", "tiny", "base"),
+        {"hub": "https://huggingface.co/a/b"},
+        ("models.tiny.base.hub", "OWNER/NAME"),
+    ),
+    "no import path": (("strategies",), [{"name": "own", "use": "a..b:C"}], ("strategies[0].use", "package.module:Class")),
 }
 
 
@@ -85,6 +99,7 @@ def refused(folder: Path, text: str, *arguments: str) -> str:
     command = [str(CFT_RAY), "run", "grid.yaml", *arguments]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2, done.stderr
+    assert done.stderr.count("cft-ray:") == 1 and len(done.stderr.splitlines()) == 2, "more than one message"
     assert "Traceback" not in done.stderr and done.stdout == ""
     assert "fix:" in done.stderr
     assert {path: path.stat().st_size for path in folder.rglob("*")} == before, "something was written"
@@ -117,6 +132,13 @@ def test_yaml_syntax(folder: Path) -> None:
 def test_a_mistake_on_the_command_line(folder: Path) -> None:
     message = refused(folder, yaml.safe_dump(GRID), "--set", "training.lerning_rate=1e-4")
     assert "--set" in message and "learning_rate" in message
+
+
+def test_a_pipe_for_a_grid(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "grid.yaml")
+    command = [str(CFT_RAY), "run", "grid.yaml"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2 and "no regular file" in done.stderr and "fix:" in done.stderr
 
 
 def test_no_grid_at_all(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from cft_ray.grid.source import Source, dotted, parse
+from cft_ray.grid.source import parse
+from cft_ray.grid.tree import Source, dotted
 
 
 def values(text, *sets):
