@@ -47,7 +47,7 @@ class FileCache:
         if self._known is None:
             try:
                 values = json.loads(self.file.read_text(encoding="utf-8"))
-            except (OSError, ValueError):
+            except (OSError, ValueError, RecursionError):
                 values = {}
             self._known = {str(k): str(v) for k, v in values.items()} if isinstance(values, dict) else {}
         return self._known

@@ -63,7 +63,7 @@ CONFIGS = {
 def refused(tmp_path: Path, **changes: object) -> UserError:
     grid = grid_from_text(yaml.safe_dump(GRID | changes), "grid.yaml")
     with pytest.raises(UserError) as raised:
-        check_files(build(grid, digests=Digests(tmp_path / "digests.json")).stages.values(), cache=tmp_path / "rows.json")
+        check_files(build(grid, digests=Digests(tmp_path / "digests.json")).stages.values(), cache=tmp_path / "known")
     assert raised.value.where and raised.value.fix, raised.value
     return raised.value
 
