@@ -308,7 +308,7 @@ def test_a_language_that_is_none(language):
 
 
 # text, part of where, part of what
-TEXTS: dict[str, tuple[str | bytes, str, str]] = {
+TEXTS: dict[str, tuple[str, str, str]] = {
     "nothing": ("", "grid.yaml", "mapping"),
     "a comment": ("# nothing\n", "grid.yaml", "mapping"),
     "a list": ("- a\n", "grid.yaml", "mapping"),
@@ -427,7 +427,7 @@ def test_a_filter_of_which_no_cell_is_like_all_parts():
 
 @pytest.mark.parametrize(("sweep", "count"), [(200, "480,000"), (2_000, "48,000,000"), (20_000, "4,800,000,000")])
 def test_cells_are_counted_and_not_made(sweep, count):
-    values = copy.deepcopy(FULL) | {"include": [], "exclude": []}
+    values: dict[str, Any] = copy.deepcopy(FULL) | {"include": [], "exclude": []}
     values["training"]["warmup_steps"] = list(range(sweep))
     values["training"]["max_length"] = list(range(1, 101 if sweep < 20_000 else 10_001))
     error = refused_at(values, ("training", "warmup_steps"))
