@@ -35,7 +35,8 @@ def results_table(summary: pl.DataFrame, *, title: str | None = None, width: int
     incomplete = summary.filter(pl.col("scores_there") < pl.col("scores_due")).height
     names = _names(summary)
     numbers = sum(len(column) + 1 for column in (*("0.000",) * 4, *("+0.000",) * 2)) + (len("scores ") if incomplete else 0)
-    narrow = width < numbers + max((min(len(name), LONGEST_NAME) for name in names), default=0) + 1
+    # The table has a column of blank at either edge.
+    narrow = width < numbers + max((min(len(name), LONGEST_NAME) for name in names), default=0) + 2
     abilities = ("TA", "LA")
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, caption_justify="left")
     if narrow:

@@ -16,6 +16,89 @@ def test_every_table_has_its_key_first_and_every_column_is_described():
         assert not any(schema.field(column).nullable for column in KEY)
 
 
+# The contract with those who read the tables: every other column has a value in each row.
+MAY_BE_EMPTY = {
+    "cells": "phase ability benchmark skipped",
+    "stages": "grid label start end seconds node devices gpu_seconds cpu_seconds error versions outputs",
+    "steps": "epoch lr grad_norm tokens target_tokens samples seconds tokens_per_s mfu peak_memory",
+    "scores": "value stderr n",
+    "samples": "cluster target response",
+    "similarity": "layer projection head language",
+    "layers": "prompts language n mean variance frobenius spectral",
+    "replay": "language",
+    "rows": "label reason share found",
+}
+
+
+def test_only_these_columns_may_be_empty():
+    found = {name: " ".join(field.name for field in schema if field.nullable) for name, schema in SCHEMAS.items()}
+    assert found == MAY_BE_EMPTY
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted", "fits"),
+    [
+        (pa.array([1.0], pa.float32()), "value", True),
+        (pa.array([1], pa.int32()), "n", True),
+        (pa.array([1.0]), "n", False),
+        (pa.array(["t"], pa.large_string()), "task", True),
+        (pa.array(["t"], pa.string_view()), "task", True),
+        (pa.array(["t"]).dictionary_encode(), "task", True),
+        (pa.array([1]), "task", False),
+        (pa.array([None], pa.null()), "n", True),
+    ],
+)
+def test_narrower_and_other_forms_of_a_type_are_taken(given, wanted, fits):
+    others = table_of("scores", [SCORE | {"n": 1}])
+    table = others.set_column(others.column_names.index(wanted), wanted, given)
+    if fits:
+        assert table_of("scores", table)[wanted].to_pylist() == given.to_pylist()
+    else:
+        with pytest.raises(UserError, match=wanted):
+            table_of("scores", table)
+
+
+@pytest.mark.parametrize(
+    ("given", "column", "fits"),
+    [
+        (pa.array([[0.5]], pa.large_list(pa.float32())), "mean", True),
+        (pa.array([[0.5]], pa.list_view(pa.float64())), "mean", False),
+        (pa.array([0.5]), "mean", False),
+        (pa.array([1], pa.int64()), "variance", True),
+        (pa.array(["1"]), "variance", False),
+    ],
+)
+def test_lists_come_in_any_layout(given, column, fits):
+    table = pa.table({"model": ["m"], "layer": [0], column: given})
+    if fits:
+        assert table_of("layers", table)[column].to_pylist() == given.to_pylist()
+    else:
+        with pytest.raises(UserError, match=column):
+            table_of("layers", table)
+
+
+def test_times_of_any_zone_and_resolution_are_one_moment():
+    moment = dt.datetime(2026, 1, 1, 12, tzinfo=dt.UTC)
+    times = pa.array([moment], pa.timestamp("ms", tz="Europe/Berlin"))
+    table = pa.table({"kind": ["x"], "status": ["done"], "start": times})
+    assert table_of("stages", table)["start"].to_pylist() == [moment]
+    with pytest.raises(UserError, match="start"):
+        table_of("stages", table.set_column(2, "start", pa.array([1])))
+
+
+def test_the_first_row_without_a_value_is_named_and_the_nearest_column():
+    with pytest.raises(UserError, match="row 2 has null in 'language'"):
+        table_of("scores", [SCORE, SCORE, SCORE | {"language": None}, SCORE | {"language": None}])
+    with pytest.raises(UserError, match="row 1 has the unknown column 'languge'") as caught:
+        table_of("scores", [SCORE, SCORE | {"languge": "en"}])
+    assert "'language'" in str(caught.value.fix)
+    with pytest.raises(UserError, match=r"e\.g\. '7'"):
+        table_of("scores", [SCORE | {"value": None}, SCORE | {"value": "7"}])
+    assert body_schema("scores").names == SCHEMAS["scores"].names[3:]
+    with pytest.raises(UserError, match="scorez"):
+        body_schema("scorez")
+
+
 def test_rows_become_the_schema_with_nulls_where_a_column_is_left_out():
     table = table_of("scores", [SCORE, SCORE | {"stderr": 0.5, "n": 3}])
     assert table.schema.equals(body_schema("scores"), check_metadata=True)

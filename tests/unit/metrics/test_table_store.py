@@ -269,3 +269,16 @@ def test_a_file_that_a_compaction_removed_meanwhile_costs_no_row(tmp_path, monke
     monkeypatch.setattr(store_module, "table_files", lambda *given: next(looks, None) or real(*given))
     read = store_module.read_files(storage, "steps", ["fingerprint", "step"])
     assert sorted(step for _, rows in read for step in rows["step"].to_pylist()) == list(range(6))
+
+
+def test_a_compaction_takes_as_many_files_as_fit_together(tmp_path, monkeypatch):
+    """Four files of one size and room for two: two pairs, neither three files nor a pair and two single ones."""
+    store = TableStore(Storage(tmp_path), "steps")
+    for name in "abcd":
+        store.commit([steps(name, 1, 0, 1)])
+    sizes = {path.stat().st_size for path in (tmp_path / "tables" / "steps").iterdir()}
+    assert len(sizes) == 1
+    monkeypatch.setattr(store_module, "LARGEST", 2 * sizes.pop())
+    store.compact()
+    found = [sorted(pl.read_parquet(path)["fingerprint"]) for path in (tmp_path / "tables" / "steps").iterdir()]
+    assert sorted(found) == [["a", "b"], ["c", "d"]]

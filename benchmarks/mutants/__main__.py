@@ -1,0 +1,96 @@
+"""Try small wrong changes in one room and count which its tests notice: ``make mutants ROOM=metrics``.
+
+Writes ``reports/benchmarks/mutants.json``, of which it renews the room's part. A change that nobody can notice, because it changes
+no result, stands in ``equivalent.yaml`` with the reason. The tests of a room are ``tests/unit/ROOM``, or ``tests/integration/ROOM``
+where there is no such folder. Run it from the checkout with ``PYTHONPATH=benchmarks python -m mutants ROOM``.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+from record import REPORTS, ROOT, commit, record
+
+from mutants.changes import Change, sample
+from mutants.trial import baseline, copy_of, noticed
+
+EQUIVALENT = Path(__file__).with_name("equivalent.yaml")
+
+
+def main() -> None:
+    """Read the command line, run the trial, write it down."""
+    parser = argparse.ArgumentParser(prog="python -m mutants", description=__doc__)
+    parser.add_argument("room", help="a folder of cft_ray, e.g. metrics")
+    parser.add_argument("--size", type=int, default=60, help="how many changes (default 60)")
+    parser.add_argument("--seed", type=int, default=0, help="which changes are drawn (default 0)")
+    parser.add_argument("--tests", nargs="+", help="folders of tests, where the room's own are not meant")
+    parser.add_argument("--modules", default="*.py", help="only modules of this name, e.g. 'stor*.py'")
+    options = parser.parse_args()
+    begun = time.monotonic()
+    with copy_of(ROOT) as tree:
+        tests = options.tests or [
+            next(t for t in (f"tests/unit/{options.room}", f"tests/integration/{options.room}") if (tree / t).is_dir())
+        ]
+        found = trial(tree, options.room, tests, options.modules, options.size, options.seed)
+    found |= {"commit": commit(), "seed": options.seed, "tests": tests, "seconds": round(time.monotonic() - begun)}
+    rooms = _rooms() | {options.room: found}
+    record("mutants", "make mutants ROOM=" + options.room, {"rooms": dict(sorted(rooms.items()))})
+    share = found["share_noticed"]
+    print(f"{options.room}: {found['noticed']} of {found['tried']} noticed ({share:.0%}), in {found['seconds']} s")
+
+
+def trial(tree: Path, room: str, tests: list[str], modules: str, size: int, seed: int) -> dict[str, Any]:
+    """Try a sample of a room's changes; what was noticed and what was not, as it is kept."""
+    package = tree / "cft_ray" / room
+    drawn = sample(package, modules, tree, size, seed)
+    known = baseline(tree, package, tests)
+    for test in known.broken:
+        print(f"left out, since it fails without a change: {test}")
+    reasons = {
+        (e["file"], e["line"], e["change"]): e["reason"] for e in yaml.safe_load(EQUIVALENT.read_text(encoding="utf-8")) or ()
+    }
+    survivors, equivalent = [], []
+    for number, change in enumerate(drawn, 1):
+        before, after = _shown(tree, change)
+        where = {"file": change.path, "line": before, "change": after}
+        reason = reasons.get((change.path, before, after))
+        if reason:
+            equivalent.append({**where, "reason": reason})
+            said = "equivalent"
+        else:
+            by = noticed(tree, tests, change, known)
+            said = by or "NOT NOTICED"
+            if by is None:
+                survivors.append({"at": f"{change.path}:{change.line}", "operator": change.operator, **where})
+        print(f"{number:4}/{len(drawn)} {change.path}:{change.line} {change.operator}: {after}  | {said}", flush=True)
+    tried = len(drawn) - len(equivalent)
+    return {
+        "drawn": len(drawn),
+        "tried": tried,
+        "noticed": tried - len(survivors),
+        "share_noticed": round((tried - len(survivors)) / tried, 4) if tried else None,
+        "survivors": survivors,
+        "equivalent": equivalent,
+        "tests_left_out": known.broken,
+    }
+
+
+def _shown(tree: Path, change: Change) -> tuple[str, str]:
+    """The changed line, before and after; the whole line, so that it is found again when others moved it."""
+    source = (tree / change.path).read_text(encoding="utf-8")
+    old, new = source.splitlines(), change.applied(source).splitlines()
+    first = next((i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)) - 1)
+    return old[first].strip(), new[first].strip()
+
+
+def _rooms() -> dict[str, Any]:
+    """What is known of all rooms so far."""
+    path = REPORTS / "mutants.json"
+    return json.loads(path.read_text(encoding="utf-8"))["figures"]["rooms"] if path.exists() else {}
+
+
+if __name__ == "__main__":
+    main()
