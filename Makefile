@@ -15,7 +15,7 @@ READY := .venv/.ready-$(DEVICE)-$(STATE)
 # uv does not read pip's settings; where pip is told to look in a folder of wheels, uv shall too.
 export UV_FIND_LINKS ?= $(or $(PIP_FIND_LINKS),$(TORCH_INDEX)/torch/)
 
-.PHONY: help setup demo test lint format lock bench
+.PHONY: help setup demo test mutants lint format lock bench
 
 help:  ## what there is to make
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile
@@ -41,6 +41,10 @@ demo: $(READY)  ## the smoke grid: every component for real, in minutes, then it
 
 test: $(READY)  ## all tests
 	$(BIN)/python -m pytest
+
+ROOM ?= metrics
+mutants: $(READY)  ## make mutants ROOM=metrics: which small wrong changes of a room its tests notice
+	PYTHONPATH=benchmarks $(BIN)/python -m mutants $(ROOM)
 
 lint: $(READY)  ## ruff and basedpyright
 	$(BIN)/ruff check .

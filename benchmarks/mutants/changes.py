@@ -2,22 +2,21 @@
 
 Of cosmic-ray's 213 operators these are left out: those that put one variable into another's place (experimental there), and of
 the many ways to replace an arithmetic or comparing operator all but the nearest (``<`` becomes ``<=`` or ``>=``, and not ``is``):
-a far one is noticed wherever the line runs. Of one place one change is drawn, so that ``a + b`` counts once. Nothing is changed in
-annotations and in the text of errors.
+a far one is noticed wherever the line runs. Of one place one change is drawn, so that ``a + b`` counts once. Nothing is changed
+in annotations and in the text of errors.
 """
 
 import random
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import parso
 from cosmic_ray.ast import ast_nodes, get_ast
 from cosmic_ray.mutating import mutate_code
 from cosmic_ray.operators.operator import Example, Operator
 from cosmic_ray.plugins import get_operator
+from parso.python.tree import Keyword
 
 NEAREST = {
     "BinaryOperator": ("Add_Sub", "Sub_Add", "Mul_Div", "Div_Mul", "FloorDiv_Div", "FloorDiv_Mul", "Mod_FloorDiv", "Pow_Mul",
@@ -40,22 +39,21 @@ SAID = {"UserError", "Problem", "Note", "print", "warn", "debug", "info", "warni
 class DropCall(Operator):
     """Leaves out a call whose result nobody takes, such as ``lock.release()``."""
 
-    def mutation_positions(self, node: Any) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
+    def mutation_positions(self, node: Any) -> Any:
         """As cosmic-ray asks: where in the node the change can be made."""
         if node.type == "simple_stmt":
             call = node.children[0]
-            last = call.children[-1] if hasattr(call, "children") else None
-            if call.type in {"atom_expr", "power"} and last.type == "trailer" and last.children[0].value == "(":
+            if call.type in {"atom_expr", "power"} and call.children[-1].get_first_leaf().value == "(":
                 yield call.start_pos, call.end_pos
 
     def mutate(self, node: Any, index: int) -> Any:
         """As cosmic-ray asks: the node with the change made."""
         call = node.children[0]
-        node.children[0] = parso.python.tree.Keyword("pass", call.start_pos, prefix=call.get_first_leaf().prefix)
+        node.children[0] = Keyword("pass", call.start_pos, prefix=call.get_first_leaf().prefix)
         return node
 
     @classmethod
-    def examples(cls) -> tuple[Example, ...]:
+    def examples(cls) -> Any:
         """As cosmic-ray asks."""
         return (Example("lock.release()\n", "pass\n"),)
 
@@ -98,7 +96,8 @@ def changes_of(path: str, source: str) -> list[list[Change]]:
     places: dict[tuple[int, int], list[Change]] = defaultdict(list)
     nodes = list(ast_nodes(get_ast(source)))
     for name, operator in OPERATORS.items():
-        positions = ((node, start) for node in nodes for start, _ in operator().mutation_positions(node))
+        made: Any = operator()
+        positions = ((node, start) for node in nodes for start, _ in made.mutation_positions(node))
         for occurrence, (node, (line, column)) in enumerate(positions):
             leaf = node.get_leaf_for_position((line, column), include_prefixes=True) if hasattr(node, "children") else node
             if not _says_nothing(leaf, name):

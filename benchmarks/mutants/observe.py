@@ -86,8 +86,9 @@ class Order:
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """Tests of one file stay together, since they share what was set up for them.
 
-        Where tests reach the change, the other tests of their files run after them: what a fixture sets up for a whole file counts
-        as reached by the first test alone. The other files cannot notice anything. Of a line that runs on import nothing is known.
+        Where tests reach the change, the other tests of their files run after them: what a fixture sets up for a whole file
+        counts as reached by the first test alone. The other files cannot notice anything. Of a line that runs on import nothing
+        is known.
         """
         files = {item.path for item in items if item.nodeid in self.likely}
         items[:] = [item for item in items if item.nodeid not in self.baseline.broken and (item.path in files or not files)]

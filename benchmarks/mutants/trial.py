@@ -1,9 +1,9 @@
 """One change after the other in a copy of the tree, and the tests of the room after each.
 
-Starting Python and importing torch, Ray and the like takes longer than most tests of a room. So this process imports them once, and
-each run is a fork of it that imports only the package and the tests, from the copy. cosmic-ray's own runner changes the checkout
-and starts pytest anew for each change; mutmut forks too, but after having run the tests in the process that is forked, which
-polars' threads do not survive.
+Starting Python and importing torch, Ray and the like takes longer than most tests of a room. So this process imports them once,
+and each run is a fork of it that imports only the package and the tests, from the copy. cosmic-ray's own runner changes the
+checkout and starts pytest anew for each change; mutmut forks too, but after having run the tests in the process that is forked,
+which polars' threads do not survive.
 """
 
 import contextlib

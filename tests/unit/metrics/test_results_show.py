@@ -1,5 +1,6 @@
 import io
 import json
+from typing import Any
 
 import polars as pl
 import pyarrow as pa
@@ -115,7 +116,7 @@ def test_incomplete_cells_are_counted():
 @pytest.mark.parametrize(("change", "colour"), [(0.2, "green"), (-0.2, "red"), (0.0001, ""), (None, "dim")])
 def test_gains_are_green_and_losses_red(change, colour):
     table = results_table(pl.DataFrame([summary(ta_change=change)], schema_overrides={"ta_change": pl.Float64}))
-    texts = list(table.columns[3].cells)
+    texts: list[Any] = list(table.columns[3].cells)
     assert texts[-1].style == colour
 
 
