@@ -16,7 +16,7 @@ than a tenth of what is left, nothing is foretold.
 
 import heapq
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -153,13 +153,18 @@ class Forecast:
         gap = sum(self._gaps) / len(self._gaps) if self._gaps else 0.0
         hosts, most = set(self._hosts), dict(self._most)
         running = Counter(_kind(self.schedule.stages[key]) for _, key in ends)
+        open_work: dict[str, float] = defaultdict(float)
+        for key, state in simulated.states.items():
+            if state in (State.WAITING, State.READY):
+                stage = self.schedule.stages[key]
+                open_work[_kind(stage)] += pace.whole(stage, fresh=False, cold=False)[0]
         at = 0.0
         while True:
             while (key := simulated.next()) is not None:
                 host = simulated.host(key)
                 kind = _kind(self.schedule.stages[key])
                 running[kind] += 1
-                cold = running[kind] > most.get(kind, 0)
+                cold = running[kind] > most.get(kind, 0) and pace.pays(kind, open_work[kind])
                 most[kind] = max(running[kind], most.get(kind, 0))
                 seconds, known = pace.whole(self.schedule.stages[key], host is None or host not in hosts, cold)
                 if host is not None:
@@ -212,6 +217,13 @@ class _Pace:
         """(seconds that a stage takes from its start, whether that rests on its kind)."""
         seconds, known = self._warm_whole(stage, fresh)
         return seconds + (self._once.get(_kind(stage), 0.0) if cold else 0.0), known
+
+    def pays(self, kind: str, work: float) -> bool:
+        """Whether one more process of a kind is to be expected for this many seconds of work.
+
+        Short stages hardly ever run beside each other: one has ended before the next has been sent off.
+        """
+        return work > self._once.get(kind, 0.0)
 
     def _warm_whole(self, stage: Stage, fresh: bool) -> tuple[float, bool]:
         asked = (_kind(stage), fresh, stage.cost)

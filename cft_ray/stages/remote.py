@@ -1,8 +1,9 @@
 """Work of a stage with the stage's CPUs and GPUs: in a Ray task, or the actor that keeps its model; without Ray, in this
 process.
 
-Ray keeps the process of a task that had no GPU for the next one, with what it has imported. Work that asks a vLLM engine says
-so: it has processes of its own, which keep their engine (`cft_ray.generation.engine`), apart from those that train.
+Ray keeps the process of a task that had no GPU for the next one, with what it has imported, and gives it to whatever asks for
+the same environment: a new trial's actor would take the process of a training and never train. So work has an environment of its
+own, and so has work that asks a vLLM engine, whose processes keep their engine (`cft_ray.generation.engine`).
 """
 
 from collections.abc import Callable, Iterator
@@ -16,6 +17,8 @@ from cft_ray.stages.context import StageContext
 
 T = TypeVar("T")
 
+PROCESS = "CFT_RAY_PROCESS"
+"""environment variable that tells processes for stages' work from those that Ray starts for itself; nothing reads it"""
 _WAITING = 4
 """parts that a streaming task may be ahead of whoever takes them"""
 
@@ -68,8 +71,7 @@ _STREAM = ray.remote(_stream)
 
 def _options(context: StageContext, engine: bool) -> dict[str, Any]:
     needs = context.stage.resources
-    # Ray gives a process to tasks with the same environment only.
-    apart: dict[str, Any] = {"runtime_env": {"env_vars": environment()}} if engine else {}
+    variables = environment() if engine else {PROCESS: "work"}
     # A strategy by name, so that the task does not land in the placement group of the driver that starts it. Trying
     # again is the run's business, which counts attempts.
     return {
@@ -78,7 +80,7 @@ def _options(context: StageContext, engine: bool) -> dict[str, Any]:
         "max_retries": 0,
         "scheduling_strategy": "DEFAULT",
         "name": context.stage.kind,
-        **apart,
+        "runtime_env": {"env_vars": variables},
     }
 
 

@@ -75,21 +75,22 @@ class LowRank(Strategy):
         Raises:
             StageFailed: an adapted layer that was not merged.
         """
-        from deepspeed.runtime.zero import GatheredParameters
         from peft.tuners.lora import LoraLayer
+
+        from cft_ray.models.gathering import gathered
 
         waiting: dict[str, Any] = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
         for parameter, names in _names(model).items():
             adapted = [name for name in names if name.endswith(_BASE)]
             plain = [name for name in names if name not in adapted and not _is_adapter(name)]
             if plain:
-                with GatheredParameters([parameter]):
+                with gathered([parameter]):
                     yield plain[0].replace(".base_layer.", "."), parameter.detach()
             for name in adapted:
                 owner = name.removesuffix(_BASE)
                 layer = waiting.pop(owner)
                 a, b = layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight
-                with GatheredParameters([parameter, a, b]):
+                with gathered([parameter, a, b]):
                     change = layer.scaling[_ADAPTER] * (b.detach().float() @ a.detach().float())
                     if getattr(layer, "fan_in_fan_out", False):  # GPT-2 keeps its weights transposed
                         change = change.T

@@ -1,10 +1,10 @@
-"""DeepSpeed ZeRO-3 training of causal language models, in one process, under `torchrun` or under any launcher that sets
+"""Training of causal language models, in one process, under `torchrun` or under any launcher that sets
 the usual ``RANK``, ``WORLD_SIZE`` … variables. Knows nothing of Ray.
 
 A `job.Job` says what to train; `loop.train` trains it on every rank and returns the same `loop.Summary` on each.
 
-Importing this package imports DeepSpeed and transformers, with the packages hidden that they would import in case
-somebody wants them: nothing here does, and they are half of a worker's start-up time. What it costs: transformers'
+Importing this package imports transformers, and `zero` imports DeepSpeed, with the packages hidden that they would import in
+case somebody wants them: nothing here does, and they are half of a worker's start-up time. What it costs: transformers'
 assisted generation by confidence is not available in a process that trains.
 """
 
@@ -16,7 +16,7 @@ UNUSED = ("mlflow", "sklearn", "wandb", "comet_ml")
 
 
 @contextmanager
-def _hidden(*packages: str) -> Iterator[None]:
+def hidden(*packages: str) -> Iterator[None]:
     """Make imports of packages fail that have not been imported yet."""
     absent = [package for package in packages if package not in sys.modules]
     sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type] - None is how an import is made to fail
@@ -27,7 +27,6 @@ def _hidden(*packages: str) -> Iterator[None]:
             del sys.modules[package]
 
 
-with _hidden(*UNUSED):
-    import deepspeed  # noqa: F401
+with hidden(*UNUSED):
     import transformers.generation
     import transformers.models.auto.modeling_auto  # noqa: F401

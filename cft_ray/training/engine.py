@@ -89,9 +89,7 @@ def partition(module: nn.Module, settings: TrainingSettings, ranks: int) -> None
     if not partitioned(settings, ranks):
         module.to(group.device())
         return
-    import deepspeed
-
-    from cft_ray.training.zero import configuration
+    from cft_ray.training.zero import configuration, deepspeed
 
     deepspeed.zero.Init(module=module, config_dict_or_path=configuration(settings, ranks))
     for buffer in module.buffers():

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from deepspeed.runtime.zero import GatheredParameters
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import distributed, nn
@@ -20,6 +19,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from cft_ray.drift.heads import decoder_layer
 from cft_ray.errors import StageFailed
+from cft_ray.models.gathering import gathered
 
 SHARD_BYTES = 2 * 2**30
 INDEX = "model.safetensors.index.json"
@@ -31,7 +31,7 @@ def gathered_parameters(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     Tied parameters come once. A tensor is valid until the next one is asked for, and is not to be changed.
     """
     for name, parameter in model.named_parameters():
-        with GatheredParameters([parameter]):
+        with gathered([parameter]):
             yield name, parameter.detach()
 
 
@@ -98,14 +98,14 @@ def _as_filed(
     """
     group: dict[str, torch.Tensor] = {}
     block: int | None = None
-    for name, gathered in weights:
+    for name, tensor in weights:
         if not leader:
             continue
         if group and decoder_layer(name) != block:
             yield from _filed(model, group)
             group = {}
         block = decoder_layer(name)
-        group[name] = gathered.cpu().contiguous().clone()
+        group[name] = tensor.cpu().contiguous().clone()
     yield from _filed(model, group)
 
 

@@ -6,14 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import deepspeed
 import torch
-from deepspeed.ops import __compatible_ops__
-from deepspeed.utils import groups
 from torch import distributed, nn
 
 from cft_ray.grid.settings import TrainingSettings
-from cft_ray.training import group
+from cft_ray.training import UNUSED, group, hidden
+
+with hidden(*UNUSED):
+    import deepspeed
+    from deepspeed.ops import __compatible_ops__
+    from deepspeed.utils import groups
 
 # DeepSpeed 0.19 calls collectives by names that torch 2.13 deprecates, at every step.
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
