@@ -12,6 +12,8 @@ import coverage
 import pytest
 
 # The same examples in each run, and none kept from an earlier one.
+LEFT_OUT = "ray_session"
+"""Tests that ask for this fixture take many seconds each, and half of what they run is in other processes."""
 OPTIONS = ("-q", "--import-mode=importlib", "-p", "no:cacheprovider", "--hypothesis-seed=0", "-p", "no:logging")
 
 
@@ -40,6 +42,10 @@ class Watch:
         self.root, self.seen = root, Baseline()
         self.measured = coverage.Coverage(data_file=None, config_file=False, source=[str(package)])
         self.measured.start()
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Without those that start Ray."""
+        items[:] = [item for item in items if LEFT_OUT not in getattr(item, "fixturenames", ())]
 
     def pytest_collection_finish(self) -> None:
         """The tests' conftest has set the environment by now."""
@@ -91,7 +97,9 @@ class Order:
         is known.
         """
         files = {item.path for item in items if item.nodeid in self.likely}
-        items[:] = [item for item in items if item.nodeid not in self.baseline.broken and (item.path in files or not files)]
+        broken = self.baseline.broken
+        items[:] = [item for item in items if item.nodeid not in broken and (item.path in files or not files)]
+        items[:] = [item for item in items if LEFT_OUT not in getattr(item, "fixturenames", ())]
         weights: dict[tuple[bool, str], float] = defaultdict(float)
         for item in items:
             weights[self._group(item)] += self._seconds(item)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -146,7 +147,17 @@ def show(found: GridStatus, console: Console, *, errors_whole: bool = False) -> 
         name = f"{stage.kind} {stage.label or stage.fingerprint[:12]}"
         rows = f"{stage.rows.used:,} of {stage.rows.came:,}" if stage.rows is not None else ""
         table.add_row(Text(name), Text(stage.state, style=_STYLES[stage.state]), str(stage.attempts or ""), seconds, rows)
-    console.print(table)
+    if Measurement.get(console, console.options, table).maximum <= console.width:
+        console.print(table)
+    else:
+        for stage in found.stages:
+            console.print(Text(f"{stage.kind} {stage.label or stage.fingerprint[:12]}"))
+            parts = [Text(stage.state, style=_STYLES[stage.state])]
+            parts += [Text(f"attempt {stage.attempts}")] if stage.attempts else []
+            parts += [Text(f"{stage.seconds:.1f} s")] if stage.seconds is not None else []
+            console.print(Text("  ") + Text(", ").join(parts))
+            if stage.rows is not None:
+                console.print(Text(f"  {stage.rows.used:,} of {stage.rows.came:,} rows used"))
     for stage in found.stages:
         if stage.error:
             text = stage.error if errors_whole else "\n".join(stage.error.splitlines()[:2])
