@@ -1,8 +1,8 @@
 """Try small wrong changes in one room and count which its tests notice: ``make mutants ROOM=metrics``.
 
 Writes ``reports/benchmarks/mutants.json``, of which it renews the room's part. A change that nobody can notice, because it
-changes no result, stands in ``equivalent.yaml`` with the reason. The tests of a room are ``tests/unit/ROOM``, or
-``tests/integration/ROOM`` where there is no such folder.
+changes no result, stands in ``equivalent.yaml`` with the reason. The tests of a room are those of ``tests/unit/ROOM`` and
+``tests/integration/ROOM`` that start no Ray.
 
 Run it from the checkout with ``PYTHONPATH=benchmarks python -m mutants ROOM``.
 """

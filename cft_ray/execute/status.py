@@ -147,7 +147,7 @@ def show(found: GridStatus, console: Console, *, errors_whole: bool = False) -> 
         name = f"{stage.kind} {stage.label or stage.fingerprint[:12]}"
         rows = f"{stage.rows.used:,} of {stage.rows.came:,}" if stage.rows is not None else ""
         table.add_row(Text(name), Text(stage.state, style=_STYLES[stage.state]), str(stage.attempts or ""), seconds, rows)
-    if Measurement.get(console, console.options, table).maximum <= console.width:
+    if Measurement.get(console, console.options.update(max_width=10_000), table).maximum <= console.width:
         console.print(table)
     else:
         for stage in found.stages:
