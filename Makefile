@@ -22,17 +22,24 @@ help:  ## what there is to make
 
 setup: $(READY)  ## only the set-up
 
-# torch comes first and by pip, which knows the extra index; uv then finds it installed and needs a tenth of pip's time for
+# The pins of one package, with their hashes, or of all others.
+PINS = awk '/^[^ \#]/ {is = /^$(1)==/} $(2)is' $(3)
+
+# Every pin carries the hashes of its files, and nothing else is installed, but for PyTorch's CPU build: its index gives none for all
+# Pythons at once. torch comes first and by pip, which knows the extra index; uv then finds it installed and needs a tenth of pip's time for
 # the rest. --retries 0: a machine that cannot reach the extra index must not wait for it. Bytecode is compiled here and not
 # by the first run: Ray gives its processes 30 s to start, and several of them would compile the same files meanwhile.
 $(READY):
 	@rm -f .venv/.ready-*
 	@test -x $(BIN)/python || { python=$$(sh requirements/python.sh $(PYTHON)) && "$$python" -m venv --clear .venv; }
-	$(BIN)/python -m pip install --quiet --no-deps $$(grep '^uv==' requirements/cpu.lock)
-	$(BIN)/python -m pip install --quiet --retries 0 --no-deps $$(grep '^torch==' $(LOCK)) --extra-index-url $(TORCH_INDEX) || { \
-		echo "cft-ray: there is no $$(grep '^torch==' $(LOCK)) for $$($(BIN)/python -V) on the package index or at $(TORCH_INDEX)." >&2; \
+	$(call PINS,uv,,requirements/cpu.lock) > .venv/uv.txt
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r .venv/uv.txt
+	$(call PINS,torch,,$(LOCK)) > .venv/torch.txt
+	$(BIN)/python -m pip install --quiet --retries 0 --no-deps -r .venv/torch.txt --extra-index-url $(TORCH_INDEX) || { \
+		echo "cft-ray: there is no $$(sed -n 's/^\(torch==[^ ]*\).*/\1/p' $(LOCK)) for $$($(BIN)/python -V) on the package index or at $(TORCH_INDEX)." >&2; \
 		echo "  fix: let this machine reach one of them, or take another Python: rm -r .venv; make PYTHON=python3.11" >&2; exit 1; }
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --compile-bytecode -r $(LOCK)
+	$(call PINS,torch,!,$(LOCK)) > .venv/others.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --compile-bytecode --require-hashes -r .venv/others.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
 	touch $@
 
@@ -57,10 +64,12 @@ format: $(READY)  ## rewrite the sources in the project's format
 
 # The header and index options are left out so that the locks are the same wherever they are renewed.
 COMPILE = $(BIN)/uv pip compile pyproject.toml --quiet --upgrade --python-version 3.11 --override requirements/overrides.txt \
-	--no-header --no-emit-index-url --no-emit-find-links
+	--no-header --no-emit-index-url --no-emit-find-links --generate-hashes
 
 lock: $(READY)  ## renew both locks with the newest versions that pyproject.toml allows
 	$(COMPILE) --extra cpu --extra cluster --extra test --extra dev --output-file requirements/cpu.lock
+	awk '/^[^ \#]/ {is = /^torch==/} is {sub(/ *\\$$/, "")} !(is && /--hash=/)' requirements/cpu.lock > .venv/cpu.lock
+	cp .venv/cpu.lock requirements/cpu.lock
 	UV_FIND_LINKS= $(COMPILE) --extra gpu --extra cluster --extra loggers --extra test --extra dev --python-platform x86_64-manylinux_2_28 --output-file requirements/gpu.lock
 
 bench: $(READY)  ## all benchmarks, one after the other; results go to reports/benchmarks/

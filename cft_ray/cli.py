@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from cft_ray import machine, output
-from cft_ray.errors import UserError
+from cft_ray.errors import UserError, without_secrets
 
 if TYPE_CHECKING:
     import polars as pl
@@ -88,7 +88,7 @@ def main() -> NoReturn:
             code = end.code if isinstance(end.code, int) else int(end.code is not None)
         sys.stdout.flush()
     except UserError as error:
-        typer.echo(f"cft-ray: {error}", err=True)
+        typer.echo(f"cft-ray: {without_secrets(str(error))}", err=True)
         code = 2
     except KeyboardInterrupt:
         typer.echo("cft-ray: interrupted", err=True)
@@ -260,8 +260,9 @@ def figures(
     if not names:
         raise UserError("no results of any grid here yet", where=uri, fix="`cft-ray run GRID` makes some")
     for name in names:
-        report = write.write(tables.gather(results, name), to / name)
-        _console().print(write.written_table(report, to / name))
+        folder = to / write.file_name(name)
+        report = write.write(tables.gather(results, name), folder)
+        _console().print(write.written_table(report, folder))
         if report.correlations is not None:
             _console().print(write.correlation_table(report.correlations, title=f"{name}: does similarity predict forgetting?"))
 

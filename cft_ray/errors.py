@@ -1,4 +1,20 @@
-"""The one exception that means "the user can mend this": the CLI prints it without a traceback and exits with 2."""
+"""The one exception that means "the user can mend this": the CLI prints it without a traceback and exits with 2.
+
+And what no text of an error may hold, wherever it is shown or kept: `without_secrets`.
+"""
+
+import re
+
+_OPTIONS = re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s'\"<>?]+)\?[^\s'\"<>)\]]+", re.IGNORECASE)
+"""of an address: where a signature stands"""
+_LOGIN = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^\s'\"<>/@]+@", re.IGNORECASE)
+_TOKENS = re.compile(r"(?i)\b(?:bearer\s+|basic\s+(?=[\w+/]{16})|sk-|hf_|gh[pousr]_|AKIA|ASIA|xox[a-z]-)[\w.*+/=~-]{6,}")
+
+
+def without_secrets(text: str) -> str:
+    """A text without what signs an address, logs in or is a token: it may be shown, kept in tables, and sent to others."""
+    text = _OPTIONS.sub(r"\1?[left out]", text)
+    return _TOKENS.sub("[key]", _LOGIN.sub(r"\1[login]@", text))
 
 
 class UserError(Exception):

@@ -20,9 +20,9 @@ if [ -z "${1:-}" ]; then
     if ! uv=$(command -v uv); then
         folder=$(mktemp -d)
         trap 'rm -rf "$folder"' EXIT
-        pin=$(grep '^uv==' "$(dirname "$0")/cpu.lock")
+        awk '/^[^ #]/ {is = /^uv==/} is' "$(dirname "$0")/cpu.lock" >"$folder/uv.txt"
         python3 -m venv "$folder" >/dev/null 2>&1 </dev/null &&
-            "$folder/bin/python" -m pip install --quiet --retries 0 --timeout 15 --no-deps "$pin" >/dev/null 2>&1 </dev/null
+            "$folder/bin/python" -m pip install --quiet --retries 0 --timeout 15 --no-deps --require-hashes -r "$folder/uv.txt" >/dev/null 2>&1 </dev/null
         uv=$folder/bin/uv
     fi
     if "$uv" python install 3.11 >/dev/null 2>&1 </dev/null && found=$("$uv" python find --managed-python 3.11 2>/dev/null </dev/null); then

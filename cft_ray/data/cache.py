@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import tempfile
 from pathlib import Path
 
 from cft_ray.machine import machine_folder
@@ -37,10 +36,10 @@ class FileCache:
             return
         with contextlib.suppress(OSError):
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=self.file.parent, prefix=f".{self.file.stem}")
-            with os.fdopen(handle, "w", encoding="utf-8") as opened:
+            temporary = self.file.with_name(f".{self.file.name}-{os.urandom(6).hex()}")
+            with temporary.open("x", encoding="utf-8") as opened:  # with the rights that the umask leaves
                 json.dump(self._known, opened)
-            Path(temporary).replace(self.file)
+            temporary.replace(self.file)
             self._changed = False
 
     def _load(self) -> dict[str, str]:

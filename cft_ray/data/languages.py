@@ -4,8 +4,11 @@ The grid speaks ISO 639-1 throughout. A pattern says where a source's own name o
 the ISO code, ``{flores}`` for the code of FLORES-200 and FLORES+ (ISO 639-3 and script, arXiv 2207.04672).
 """
 
+import re
+
 from cft_ray.errors import UserError
 
+_PLAIN = re.compile(r"[\w-]*")
 FLORES: dict[str, str] = {
     "af": "afr_Latn",
     "ar": "arb_Arab",
@@ -74,8 +77,11 @@ def filled(pattern: str, language: str) -> str:
         language: ISO 639-1.
 
     Raises:
-        UserError: the pattern wants a FLORES code, and the language's is not known here.
+        UserError: the pattern wants a FLORES code, and the language's is not known here; what stands for a language would
+            lead out of the pattern's place.
     """
+    if not _PLAIN.fullmatch(language):
+        raise UserError(f"{language!r} is no language", where=pattern, fix="an ISO 639-1 code, e.g. de")
     if "{flores}" in pattern:
         if language not in FLORES:
             raise UserError(f"no FLORES code is known for {language!r}", where=pattern, fix=f"one of {', '.join(FLORES)}")

@@ -20,7 +20,7 @@ from cft_ray.artifacts.lease import Lease, Observer, Record
 from cft_ray.artifacts.manifest import Manifest
 from cft_ray.artifacts.storage import Storage, remove_local
 from cft_ray.artifacts.store import ArtifactStore, CorruptArtifact
-from cft_ray.errors import StageFailed, UserError
+from cft_ray.errors import StageFailed, UserError, without_secrets
 from cft_ray.execute.context import RunContext
 from cft_ray.execute.progress import Board
 from cft_ray.execute.tables import attempt_row, send_artifact, send_attempt
@@ -133,9 +133,9 @@ def cause(error: BaseException) -> BaseException:
 def describe(error: BaseException) -> str:
     """An error for people: our own as they are; others with their type, and the end of the traceback below."""
     if isinstance(error, UserError | StageFailed):
-        return str(error)
-    text = f"{type(error).__name__}: {error}"
-    trace = "".join(traceback.format_exception(error))
+        return without_secrets(str(error))
+    text = without_secrets(f"{type(error).__name__}: {error}")
+    trace = without_secrets("".join(traceback.format_exception(error)))  # before it is cut, which could hide a key's beginning
     return text if trace.strip() == text else f"{text}\n{trace[-LONGEST_ERROR:]}"
 
 

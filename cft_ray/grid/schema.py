@@ -14,7 +14,7 @@ from cft_ray.data.accounts import ALLOWED
 from cft_ray.grid import sections as s
 from cft_ray.grid.insight import Insight
 from cft_ray.grid.problems import as_user_error, refuse_truths
-from cft_ray.grid.settings import Settings, Template
+from cft_ray.grid.settings import Settings, Template, TemplateChoice
 from cft_ray.grid.source import parse, read
 from cft_ray.grid.tree import Source
 from cft_ray.grid.words import MOST, Name, Seed, StorageUri
@@ -50,7 +50,7 @@ class Grid(Settings):
         "otherwise); more is refused; a data set may have its own; changes no result",
     )
     strategies: s.Strategies = Field(min_length=1, description="names, or mappings with `name`")
-    template: s.TemplateChoice = Field(
+    template: TemplateChoice = Field(
         default=Template(name="alpaca"), description="how rows become text, where neither data set nor checkpoint says so"
     )
     training: s.TrainingSection = Field(

@@ -11,14 +11,15 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from cft_ray.data.formats import FORMATS
 from cft_ray.grid.benchmarks import BENCHMARKS
+from cft_ray.grid.judge import Judge
 from cft_ray.grid.loggers import Logger
 from cft_ray.grid.settings import (
     EngineSettings,
-    JudgeSettings,
     ReplaySampling,
     ScratchModel,
     Settings,
     Template,
+    TemplateChoice,
     TrainingSettings,
 )
 from cft_ray.grid.words import (
@@ -30,13 +31,9 @@ from cft_ray.grid.words import (
     Repository,
     Revision,
     StorageUri,
+    shorthand,
     wrong,
 )
-
-
-def _key(key: str) -> BeforeValidator:
-    """A bare value stands for a mapping with this key."""
-    return BeforeValidator(lambda value: {key: value} if isinstance(value, str | int) else value, json_schema_input_type=Any)
 
 
 def _named_template(value: Any) -> Any:
@@ -71,7 +68,6 @@ class _Overrides:
 PHASES = ("phase1", "phase2")
 """Keys inside `training` whose settings count for one phase only."""
 
-TemplateChoice = Annotated[Template, _key("name")]
 TrainingSection = Annotated[dict[str, Any], _Overrides(TrainingSettings, swept=True, phases=True)]
 TrainingOverrides = Annotated[dict[str, Any], _Overrides(TrainingSettings, swept=True)]
 PlainTrainingOverrides = Annotated[dict[str, Any], _Overrides(TrainingSettings)]
@@ -240,46 +236,12 @@ class BenchmarkChoice(Settings):
     template: TemplateChoice | None = Field(default=None, description="none: the evaluation's")
 
 
-class Judge(JudgeSettings):
-    """The judge of AlpacaEval: an endpoint's (`model`, `base_url`), or a local model (`hub`, `path`, or `of` this grid)."""
-
-    template: TemplateChoice = Field(default=Template(name="chat"), description="how a local judge's prompt is wrapped")
-    hub: Repository | None = Field(default=None, description="Hugging Face id of a local judge")
-    revision: Revision | None = Field(default=None, description="commit, tag or branch of `hub`; a commit cannot move")
-    path: PlaceName | None = Field(default=None, description="folder or URI of a local judge")
-    of: str | None = Field(default=None, description="a checkpoint of this grid as local judge: `MODEL/CHECKPOINT`")
-
-    @model_validator(mode="after")
-    def _one_judge(self) -> "Judge":
-        origins = [name for name in ("model", "hub", "path", "of") if getattr(self, name) is not None]
-        if len(origins) != 1:
-            raise wrong(f"{' and '.join(origins) or 'no judge'} given", "give exactly one of model, hub, path, of")
-        if (self.base_url is not None) != (self.model is not None):
-            raise wrong("half of an endpoint", "`base_url` goes with `model`: an endpoint and the judge's name there")
-        if self.key_env is not None and (self.model is None or not self.key_env.isidentifier()):
-            # What stands there may be the key itself, so it is not repeated.
-            fix = "`key_env` is the name of the environment variable that holds the endpoint's key"
-            raise wrong("this is no variable of an endpoint", fix)
-        if self.base_url is not None:
-            scheme, separator, rest = self.base_url.partition("://")
-            if scheme not in ("http", "https") or not separator or "@" in rest or "?" in rest:
-                raise wrong(
-                    "this is no endpoint's address", "`base_url` is http://… or https://…, without credentials and options"
-                )
-        if self.revision is not None and self.hub is None:
-            raise wrong("a revision of no repository", "`revision` goes with `hub`")
-        return self
-
-    @property
-    def settings(self) -> JudgeSettings:
-        """What a stage obeys; where a local judge lies is told it as a checkpoint."""
-        return JudgeSettings(**{name: getattr(self, name) for name in JudgeSettings.model_fields})
-
-
 class Evaluation(Settings):
     """What is measured, of every model of the grid."""
 
-    benchmarks: list[Annotated[BenchmarkChoice, _key("name")]] = Field(min_length=1, description="names, or mappings with `name`")
+    benchmarks: list[Annotated[BenchmarkChoice, shorthand("name")]] = Field(
+        min_length=1, description="names, or mappings with `name`"
+    )
     limit: int | None = Field(default=None, gt=0, le=MOST, description="items per task; all if none")
     backend: Literal["vllm", "hf"] = Field(default="vllm", description="the engine below lm-evaluation-harness")
     generation: dict[str, Any] = Field(
@@ -361,6 +323,6 @@ StageKind = Literal[
 ]
 Models = dict[Name, dict[Name, CheckpointSource]]
 Datasets = dict[Name, DatasetSource]
-Strategies = list[Annotated[StrategyChoice, _key("name")]]
-Loggers = list[Annotated[Logger, _key("name")]]
-StorageChoice = Annotated[Storage, _key("uri")]
+Strategies = list[Annotated[StrategyChoice, shorthand("name")]]
+Loggers = list[Annotated[Logger, shorthand("name")]]
+StorageChoice = Annotated[Storage, shorthand("uri")]

@@ -1,11 +1,11 @@
 """Settings that a grid sets and a stage obeys. Shared by the grid schema and by the specs; pure."""
 
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from cft_ray.grid.words import MOST, Seed, wrong
+from cft_ray.grid.words import MOST, Seed, shorthand, wrong
 
 
 class Settings(BaseModel):
@@ -27,6 +27,10 @@ class Template(Settings):
         "joined by a blank line; toy: the toy world's compact prompt"
     )
     system: str | None = Field(default=None, description="system text where the row has none")
+
+
+TemplateChoice = Annotated[Template, shorthand("name")]
+"""As a grid gives it: a bare name will do."""
 
 
 class ScratchModel(Settings):

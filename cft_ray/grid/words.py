@@ -5,9 +5,9 @@ Each refuses what cannot be one while the file is read, before anything is asked
 
 import re
 import unicodedata
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 MOST = 1_000_000_000
@@ -32,6 +32,11 @@ _PLACE = "a folder or file, s3://BUCKET/… or gs://BUCKET/…"
 def wrong(what: str, fix: str) -> PydanticCustomError:
     """What a validator raises: ``what`` was found, and ``fix`` would be right; `cft_ray.grid.problems` says both."""
     return PydanticCustomError("cft_ray", "{what}: {fix}", {"what": what, "fix": fix})
+
+
+def shorthand(key: str) -> BeforeValidator:
+    """A bare value stands for a mapping with this key."""
+    return BeforeValidator(lambda value: {key: value} if isinstance(value, str | int) else value, json_schema_input_type=Any)
 
 
 def _name(text: str) -> str:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import sha256
 from itertools import product
 from pathlib import Path
 
@@ -29,8 +30,10 @@ FIGURES: dict[str, Callable[[GridTables], dict[str, Figure]]] = {
 FORGETTING = "similarity and forgetting"
 CORRELATION = "similarity_and_forgetting"
 """file name of the table of correlations"""
-_UNSAFE = re.compile(r"[^\w.-]")
-"""what a model's name may have and a file's should not"""
+_UNSAFE = re.compile(r"[^\w.-]|^[.-]")
+"""what a name in the tables may have and a file's should not"""
+_LONGEST_NAME = 150
+"""bytes"""
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,19 @@ def write(tables: GridTables, folder: Path) -> Report:
     return Report((*outcomes, Written(FORGETTING, (*drawn, *rows))), found)
 
 
+def file_name(name: str) -> str:
+    """A name from the tables, which anybody may have written, as the name of one file or folder.
+
+    Args:
+        name: of a grid or a figure.
+
+    Returns:
+        the name itself where it is one; else what is left of it, and a mark of its own, so that two names stay two files.
+    """
+    safe = _UNSAFE.sub("_", name).encode(errors="replace")[:_LONGEST_NAME].decode(errors="ignore")
+    return safe if safe and safe == name else f"{safe}-{sha256(name.encode(errors='replace')).hexdigest()[:8]}"
+
+
 def written_table(report: Report, folder: Path) -> Table:
     """What was written and what is missing, to be read."""
     table = Table(title=f"figures in {folder}", title_justify="left", box=box.SIMPLE_HEAD, padding=0, caption_justify="left")
@@ -121,7 +137,7 @@ def correlation_table(rows: pl.DataFrame, *, title: str) -> Table:
 
 def _save(figures: dict[str, Figure], folder: Path) -> tuple[Path, ...]:
     return tuple(
-        _put(folder / f"{_UNSAFE.sub('_', name)}.{form}", data)
+        _put(folder / f"{file_name(name)}.{form}", data)
         for name, canvas in figures.items()
         for form, data in style.encoded(canvas).items()
     )

@@ -117,6 +117,7 @@ def _filed(model: PreTrainedModel, group: dict[str, torch.Tensor]) -> Iterator[t
 def _flush(folder: Path, shard: dict[str, torch.Tensor], homes: dict[str, str]) -> None:
     name = f"part-{len(set(homes.values())) + 1:05d}.safetensors"
     save_file(shard, folder / name, metadata={"format": "pt"})
+    (folder / name).chmod(folder.stat().st_mode & 0o666)  # the library gives a file to its owner alone, whatever the umask
     homes.update(dict.fromkeys(shard, name))
 
 

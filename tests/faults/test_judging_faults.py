@@ -15,7 +15,7 @@ from judgeserver import KEY, JudgeServer
 from cft_ray.errors import StageFailed, UserError
 from cft_ray.evaluation.alpaca_eval.annotations import Annotations
 from cft_ray.evaluation.alpaca_eval.annotator import Annotator
-from cft_ray.evaluation.alpaca_eval.endpoint import Endpoint
+from cft_ray.evaluation.alpaca_eval.endpoint import LONGEST_WORDS, Endpoint
 from cft_ray.grid.settings import JudgeSettings
 
 DRIVER = Path(__file__).parent.parent / "planted" / "judge_drive.py"
@@ -191,6 +191,30 @@ def test_the_key_is_read_from_its_variable_and_left_nowhere(serve, tmp_path, mon
     with pytest.raises(UserError, match="key") as raised:
         Endpoint(without, Annotator(without)).check()
     assert "the-users-other-key" not in str(raised.value)
+
+
+def test_the_key_is_in_no_error_wherever_the_text_is_cut(serve, tmp_path, monkeypatch):
+    """A server quotes the key at every place of its message around the one where messages are cut."""
+    key = "k-9fJ2mQ7xLpW4vZ8tRb3N"
+    monkeypatch.setenv("CFT_TEST_KEY", key)
+    for padding in range(LONGEST_WORDS - 60, LONGEST_WORDS, 4):
+        server = serve(always=(401, {"message": f"{'x' * padding} {key} {key.upper()} {key[:12]}***"}))
+        asked = settings(server, key_env="CFT_TEST_KEY", retries=0)
+        with pytest.raises(UserError) as raised:
+            judge(str(tmp_path / str(padding)), asked, 1)
+        said = str(raised.value).casefold()
+        assert not [place for place in range(len(key) - 7) if key[place : place + 8].casefold() in said]
+
+
+@pytest.mark.parametrize(
+    "value", ["sec ret-value-1", "secret\nvalue-1", "sécret-value-1", "“secret-value-1”"]
+)
+def test_a_key_that_no_header_can_carry_is_named_without_it(serve, monkeypatch, value):
+    monkeypatch.setenv("CFT_TEST_KEY", value)
+    asked = settings(serve(), key_env="CFT_TEST_KEY")
+    with pytest.raises(UserError, match="CFT_TEST_KEY") as raised:
+        Endpoint(asked, Annotator(asked)).check()
+    assert "value-1" not in str(raised.value) and "cret" not in str(raised.value)
 
 
 def test_an_endpoint_that_is_not_there_is_named(tmp_path):

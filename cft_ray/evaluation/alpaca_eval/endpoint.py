@@ -15,7 +15,7 @@ from typing import Any, Literal
 import openai
 from pydantic import BaseModel
 
-from cft_ray.errors import UserError
+from cft_ray.errors import UserError, without_secrets
 from cft_ray.evaluation.alpaca_eval.annotations import Annotation
 from cft_ray.evaluation.alpaca_eval.annotator import Annotator, Question
 from cft_ray.grid.settings import JudgeSettings
@@ -32,7 +32,8 @@ _ABOUT_THE_ITEM = re.compile(
 """What servers say or code where the item is at fault: OpenAI, Azure, OpenRouter, DashScope, Anthropic, vLLM."""
 _ABOUT_THE_SETTINGS = re.compile(r"max_(completion_)?tokens\W+.{0,60}too large", re.IGNORECASE | re.DOTALL)
 """vLLM names the context length here as well."""
-_KEYS = re.compile(r"(?i)\b(bearer\s+|sk-)[\w.*-]{6,}")
+_PIECE = 8
+"""characters of a key in a row that are never repeated"""
 
 
 class NoAnswer(Exception):
@@ -135,7 +136,7 @@ class Endpoint:
             raise self._mistake(error) from None
         except TypeError as error:
             raise UserError(
-                f"the client refuses the request parameters ({error})",
+                f"the client refuses the request parameters ({self._words(error)})",
                 where="evaluation.judge.parameters",
                 fix="those of an OpenAI chat completion: max_tokens, temperature, seed …",
             ) from error
@@ -154,7 +155,7 @@ class Endpoint:
             fix = "run the grid again later (what is judged is kept), or lower evaluation.judge.max_concurrency"
             return UserError(f"the judge's rate limit or quota is used up ({self._words(error)})", where=self._where, fix=fix)
         if isinstance(error, openai.APIConnectionError):
-            reason = str(error.__cause__ or error).splitlines()[0]
+            reason = self._clean(next(iter(str(error.__cause__ or error).splitlines()), type(error).__name__))
             fix = "check evaluation.judge.base_url and the network of the machine that drives the stage"
             return UserError(f"the judge cannot be reached ({reason})", where=self._where, fix=fix)
         if isinstance(error, openai.APIStatusError) and error.status_code == 402:
@@ -169,9 +170,22 @@ class Endpoint:
     def _clean(self, text: str) -> str:
         """A line of bounded length without the key, whole or as servers quote it."""
         line = " ".join(text.split())
-        if self._key:
-            line = line.replace(self._key, "[key]")
-        return _KEYS.sub("[key]", line)[:LONGEST_WORDS]
+        return without_secrets(_without(line, self._key) if self._key else line)[:LONGEST_WORDS]
+
+
+def _without(text: str, key: str) -> str:
+    """A text without a key, and without the pieces of it that servers and clients quote (cut short, in other letters)."""
+    folded, secret = text.casefold(), key.casefold()
+    if len(folded) != len(text):  # a letter that folds to two: then as it is
+        folded, secret = text, key
+    size, place, kept = min(_PIECE, len(secret)), 0, ""
+    while place < len(text):
+        length = size if folded[place : place + size] in secret and len(text) - place >= size else 0
+        while length and place + length < len(text) and folded[place : place + length + 1] in secret:
+            length += 1
+        kept += "[key]" if length else text[place]
+        place += length or 1
+    return kept
 
 
 class Refused(str):
@@ -195,6 +209,12 @@ def _key(settings: JudgeSettings) -> str | None:
             f"the environment variable {settings.key_env}, which is to hold the judge's key, is not set",
             where="evaluation.judge.key_env",
             fix=f"export {settings.key_env}=… before `cft-ray run`; on a cluster, in the environment of its nodes",
+        )
+    if not (key.isascii() and key.isprintable()) or " " in key:  # no header can carry it; the client's error would quote it
+        raise UserError(
+            f"what the environment variable {settings.key_env} holds is no key: it has characters that a request cannot carry",
+            where="evaluation.judge.key_env",
+            fix="one key, without quotes, spaces and line breaks",
         )
     return key
 

@@ -376,6 +376,8 @@ VALUES: dict[str, tuple[Place, Any, str]] = {
     "a judge with its key": (("evaluation", "judge", "key_env"), "sk-abcdef-123456", ""),
     "an endpoint of another kind": (("evaluation", "judge", "base_url"), "ftp://judge.example", "endpoint"),
     "an endpoint with a password": (("evaluation", "judge", "base_url"), "https://me:pw@judge.example", "password"),
+    "a key in the clear": (("evaluation", "judge", "base_url"), "http://judge.example/v1", "in the clear"),
+    "a key in the clear to what looks like this machine": (("evaluation", "judge", "base_url"), "http://127.0.0.1.example/v1", "in the clear"),
     "a logger that is none": (("loggers", 1, "name"), "comet", "comet"),
     "a logger's option of another": (("loggers", 1), {"name": "mlflow", "folder": "x"}, "folder"),
     "an unknown option of a logger": (("loggers", 1, "tracking_url"), "x", "tracking_url"),
@@ -406,6 +408,14 @@ def test_a_value_that_does_not_fit(case):
     )
     if case == "a judge with its key":
         assert "abcdef" not in str(error)
+
+
+def test_a_key_may_go_to_this_machine_or_where_the_grid_says_so():
+    for url in ("http://localhost:8000/v1", "http://127.0.0.3/v1", "http://[::1]:80/v1", "https://judge.example/v1"):
+        assert grid_from_text(written(changed(("evaluation", "judge", "base_url"), url)))
+    judge = {"model": "judge", "base_url": "http://judge.example/v1"}
+    for more in ({}, {"key_env": "KEY", "insecure": True}):
+        assert grid_from_text(written(changed(("evaluation", "judge"), judge | more)))
 
 
 def test_counterparts_in_a_circle():

@@ -161,7 +161,7 @@ def test_without_a_judge_its_benchmark_is_planned_and_skipped():
     plan, evaluation = judged()
     assert evaluation.skip is not None and "evaluation.judge" in evaluation.skip and "alpaca_eval" in evaluation.skip
     assert {item.skip for item in plan.stages.values() if item.kind != "evaluate"} == {None}
-    endpoint = "evaluation.judge={model: m, base_url: 'http://x/v1', key_env: KEY}"
+    endpoint = "evaluation.judge={model: m, base_url: 'https://x/v1', key_env: KEY}"
     _, with_judge = judged(endpoint)
     assert with_judge.skip is None and with_judge.fingerprint != evaluation.fingerprint
     _, elsewhere = judged("evaluation.judge={model: m, base_url: 'https://y/v1', max_concurrency: 2}")
