@@ -206,9 +206,7 @@ def test_the_key_is_in_no_error_wherever_the_text_is_cut(serve, tmp_path, monkey
         assert not [place for place in range(len(key) - 7) if key[place : place + 8].casefold() in said]
 
 
-@pytest.mark.parametrize(
-    "value", ["sec ret-value-1", "secret\nvalue-1", "sécret-value-1", "“secret-value-1”"]
-)
+@pytest.mark.parametrize("value", ["sec ret-value-1", "secret\nvalue-1", "sécret-value-1", "“secret-value-1”"])
 def test_a_key_that_no_header_can_carry_is_named_without_it(serve, monkeypatch, value):
     monkeypatch.setenv("CFT_TEST_KEY", value)
     asked = settings(serve(), key_env="CFT_TEST_KEY")
