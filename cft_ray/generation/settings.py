@@ -6,11 +6,11 @@ because machines with AMX kill a process that uses it without the kernel's permi
 """
 
 import os
-from pathlib import Path
 from typing import Any, Literal
 
-from cft_ray.errors import UserError
 from cft_ray.grid.settings import engine_length
+from cft_ray.models.config import positions, read_config
+from cft_ray.models.limits import within
 
 Device = Literal["cuda", "cpu"]
 
@@ -51,24 +51,6 @@ def prepare_environment() -> None:
     os.environ.update(environment())
 
 
-def read_config(model: str) -> Any:
-    """The transformers configuration of a local Hugging Face folder.
-
-    Raises:
-        UserError: the folder is no model that transformers knows.
-    """
-    from transformers import AutoConfig
-
-    if not Path(model).is_dir():
-        raise UserError("there is no such folder", where=model, fix="give the folder of a Hugging Face model")
-    try:
-        return AutoConfig.from_pretrained(model)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"not a Hugging Face model ({error})", where=model, fix="give a folder with a valid config.json"
-        ) from error
-
-
 def engine_arguments(
     model: str,
     *,
@@ -96,11 +78,10 @@ def engine_arguments(
         gpu_memory: share of a GPU's memory to take.
 
     Raises:
-        UserError: see `read_config`.
+        UserError: the folder is no model that transformers knows.
     """
     config = read_config(model).get_text_config()
-    length = engine_length(max_length)
-    length = min(length, getattr(config, "max_position_embeddings", None) or length)
+    length = within(positions(config), engine_length(max_length))
     arguments: dict[str, Any] = {
         "model": model,
         "max_model_len": length,

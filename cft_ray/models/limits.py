@@ -44,21 +44,32 @@ class Limits:
 
 def limits_of(read: Read) -> Limits:
     """What a model's ``config.json``, ``generation_config.json`` and tokenizer files say; silent about what they do not."""
-    config = _json(read("config.json"))
-    text = next((config[name] for name in ("text_config", "llm_config") if isinstance(config.get(name), dict)), {})
-    merged = {**config, **{key: value for key, value in text.items() if value is not None}}
-    vocabulary = merged.get("vocab_size")
-    ids, roles = _tokens(_json(read("tokenizer.json")), _json(read("tokenizer_config.json")))
+    merged = _config(read)
+    vocabulary = _whole(merged.get("vocab_size"))
+    try:
+        ids, roles = _tokens(_json(read("tokenizer.json")), _json(read("tokenizer_config.json")))
+    except (TypeError, KeyError, ValueError, AttributeError):  # files of another form: whoever loads the tokenizer says so
+        ids, roles = {}, {}
     beyond = {}
-    if isinstance(vocabulary, int):
+    if vocabulary is not None:
         beyond = {token: index for token, index in ids.items() if index >= vocabulary and not _OTHER_MEDIA.search(token)}
     ends = {each for source in (merged, _json(read("generation_config.json"))) for each in _ids(source.get("eos_token_id"))}
-    return Limits(positions_of(merged), vocabulary if isinstance(vocabulary, int) else None, frozenset(ends), beyond, roles)
+    return Limits(positions_of(merged), vocabulary, frozenset(ends), beyond, roles)
 
 
 def in_folder(folder: str | Path) -> Read:
     """Reads a local folder's files."""
     return lambda name: (Path(folder) / name).read_bytes() if (Path(folder) / name).is_file() else None
+
+
+def positions_in(read: Read) -> int | None:
+    """`Limits.positions` alone: the tokenizer's files, which are large, are not read."""
+    return positions_of(_config(read))
+
+
+def within(positions: int | None, tokens: int) -> int:
+    """``tokens``, or the model's positions if these are fewer; None: no limit is known."""
+    return tokens if positions is None else min(tokens, positions)
 
 
 def positions_of(config: Mapping[str, Any]) -> int | None:
@@ -73,38 +84,57 @@ def positions_of(config: Mapping[str, Any]) -> int | None:
         return None
     if config.get("model_type") in ("bloom", "mpt", "mamba", "mamba2", "rwkv", "xlstm"):
         return None
-    found = [value for name in _POSITIONS if isinstance(value := config.get(name), int) and value > 0]
+    found = [value for name in _POSITIONS if (value := _whole(config.get(name)))]
     if not found:
         return None
     positions = min(found)
+    if "gemma3" in str(config.get("model_type")):
+        return positions  # its factor is in the number already
     scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    if isinstance(scaling, Mapping) and scaling and all(isinstance(value, Mapping) for value in scaling.values()):
-        scaling = next(iter(scaling.values()))  # by type of layer
-    kind, factor = scaling.get("rope_type") or scaling.get("type"), scaling.get("factor")
-    if kind in _EXTENDED and isinstance(factor, int | float):
-        original = scaling.get("original_max_position_embeddings")
-        positions = max(positions, int((original if isinstance(original, int) else positions) * factor))
-    return positions
+    scaling = scaling if isinstance(scaling, Mapping) else {}
+    by_layer = [value for value in scaling.values() if isinstance(value, Mapping)]
+    extended = positions
+    for each in by_layer or [scaling]:
+        kind, factor = each.get("rope_type") or each.get("type"), each.get("factor")
+        if kind in _EXTENDED and isinstance(factor, int | float) and 1 <= factor < 1e6:
+            original = each.get("original_max_position_embeddings")
+            extended = max(extended, int((original if isinstance(original, int) else positions) * factor))
+    return extended
 
 
-def check_limits(limits: Limits, max_length: int, *, where: str, setting: str = "training.max_length") -> None:
-    """Refuse what the model's files already show not to fit.
+def check_length(
+    limits: Limits, max_length: int, *, where: str, model: str = "the model", setting: str = "training.max_length"
+) -> None:
+    """Refuse rows that may be longer than the model.
 
     Args:
         limits: of the model.
         max_length: tokens of the longest row.
-        where: the model, for messages.
+        where: the model, or the place of the setting in the grid.
+        model: what the message calls it.
         setting: what ``max_length`` is called in the grid.
+
+    Raises:
+        UserError: they may.
+    """
+    if limits.positions is not None and max_length > limits.positions:
+        raise UserError(
+            f"{setting} is {max_length}, but {model} has {limits.positions} positions",
+            where=where,
+            fix=f"set {setting} to at most {limits.positions}",
+        )
+
+
+def check_tokens(limits: Limits, *, where: str) -> None:
+    """Refuse a tokenizer that does not fit its model: tokens beyond the embedding, another end of text.
+
+    Args:
+        limits: of the model.
+        where: the model, for messages.
 
     Raises:
         UserError: the first thing that does not fit.
     """
-    if limits.positions is not None and max_length > limits.positions:
-        raise UserError(
-            f"{setting} is {max_length}, but the model has {limits.positions} positions",
-            where=where,
-            fix=f"set {setting} to at most {limits.positions}",
-        )
     if limits.vocabulary is not None:
         for role, index in limits.roles.items():
             if index >= limits.vocabulary:
@@ -159,11 +189,23 @@ def _ids(value: Any) -> list[int]:
     return [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, int)]
 
 
+def _whole(value: Any) -> int | None:
+    """A whole number that is not negative."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def _config(read: Read) -> dict[str, Any]:
+    """``config.json`` with what it says of the text model brought to the top."""
+    config = _json(read("config.json"))
+    text = next((config[name] for name in ("text_config", "llm_config") if isinstance(config.get(name), dict)), {})
+    return {**config, **{key: value for key, value in text.items() if value is not None}}
+
+
 def _json(data: bytes | None) -> dict[str, Any]:
     if data is None:
         return {}
     try:
         value = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}  # whoever loads the model says so
     return value if isinstance(value, dict) else {}

@@ -10,26 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from cft_ray.errors import UserError
+from cft_ray.models.config import read_config
 from cft_ray.models.weights import check_weights, stored
-
-
-def read_config(folder: str) -> Any:
-    """The transformers configuration of a local Hugging Face folder.
-
-    Raises:
-        UserError: the folder is no model that transformers knows.
-    """
-    if not Path(folder).is_dir():
-        raise UserError("there is no such folder", where=folder, fix="give the folder of a Hugging Face model")
-    try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"not a Hugging Face model ({error})", where=folder, fix="give a folder with a valid config.json"
-        ) from error
 
 
 def load(folder: str, *, dtype: torch.dtype | str) -> PreTrainedModel:

@@ -20,6 +20,7 @@ from cft_ray.plan.digest import Digests
 from cft_ray.plan.estimate import Estimator
 from cft_ray.plan.insight import InsightPlanner
 from cft_ray.plan.items import items_source, located
+from cft_ray.plan.limits import Fitting
 from cft_ray.plan.road import Model, Road
 from cft_ray.plan.sources import Sources, is_unresolved
 from cft_ray.plan.specs import SPECS, Checkpoint, DatasetSpec, EvaluateSpec, FinetuneSpec, Spec, StrategyRef
@@ -67,6 +68,7 @@ def require_resolved(plan: Plan, grid: Grid) -> None:
 class _Builder:
     def __init__(self, grid: Grid, digests: Digests) -> None:
         self.grid, self.sources = grid, Sources(grid, digests)
+        self.fitting = Fitting(grid, self.sources.fetched)
         self.stages: dict[str, Stage] = {}
         self.estimator = Estimator(grid)
         given = grid.resources
@@ -89,13 +91,13 @@ class _Builder:
         self.insight: InsightPlanner | None = None
 
     def build(self) -> Plan:
-        check_answers(self.grid)
+        check_answers(self.grid, self.sources.fetched)
         all_cells = cells(self.grid)
         if self.grid.insight is not None:
             self.insight = InsightPlanner(self.grid, all_cells, self.sources, self._add, self._dataset)
         for cell in all_cells:
             self._cell(cell)
-        return Plan(grid=self.grid.name, stages=self.stages, cells=tuple(self.planned.values()))
+        return Plan(self.grid.name, self.stages, tuple(self.planned.values()), tuple(self.fitting.notes))
 
     def _cell(self, cell: Cell) -> None:
         variant, seed = cell.variant, cell.seed
@@ -104,14 +106,16 @@ class _Builder:
         data = self._dataset(variant.pair.phase2)
         template = self._template(variant.pair.phase2, variant, variant.pair.phase1)
         label = _label(variant, seed if self.several else None)
-        mine = self._strategy_stages(variant, seed, base, phase1, data)
+        places = ((*variant.path, "training"), ("training", "phase2"), ("training",))
+        training = self.fitting.training(variant.phase2, phase1.limits, variant.model, places)
+        mine = self._strategy_stages(variant, training, seed, base, phase1, data)
         settings = variant.settings
         if not any(stage.kind == "replay" for stage in mine.values()):  # then how replay is sampled is nothing to it
             settings = {path: value for path, value in settings.items() if not path.startswith("replay.")}
         name = cell_name(variant.name, seed, settings)
         if name in self.planned:
             return
-        phase2 = self._phase2(variant, seed, phase1, data, template, mine, label)
+        phase2 = self._phase2(variant, training, seed, phase1, data, template, mine, label)
         roles: dict[str, str] = {}
         for role, model in (("base", base), ("phase1", phase1), ("phase2", phase2)):
             if model.source.stage is not None:
@@ -167,16 +171,18 @@ class _Builder:
         label = f"{variant.model} {name}"
         if source.train is None:
             checkpoint = self.sources.checkpoint(variant.model, name)
-            model = Model(ModelSource(checkpoint=checkpoint), source.template, label)
+            model = Model(ModelSource(checkpoint=checkpoint), source.template, label, self.fitting.limits(variant.model, name))
         else:
             start = self._given(variant, source.start) if source.start is not None else None
             dataset = self.grid.datasets[source.train.data]
             template = dataset.template or source.template or self.grid.template
-            training = variant.given[name]
+            limits = start.limits if start is not None else self.fitting.limits(variant.model, name)
+            places = (("models", variant.model, name, "train", "training"), ("training",))
+            training = self.fitting.training(variant.given[name], limits, variant.model, places)
             resources = self._training_resources(variant.model, name, training.batch_size)
             data = self._dataset(source.train.data)
             stage = self._finetune(training, template, start, source.scratch, data, label, resources=resources)
-            model = Model(ModelSource(stage=stage), template, label)
+            model = Model(ModelSource(stage=stage), template, label, limits)
         self.given[key] = model
         return model
 
@@ -202,8 +208,10 @@ class _Builder:
         if key not in self.tuned:
             template = self._template(name, variant, "base")
             label = f"{variant.model} {name}" + (f" seed {seed}" if self.several else "")
-            stage = self._finetune(variant.tuning, template, base, None, self._dataset(name), label, seed=seed)
-            self.tuned[key] = Model(ModelSource(stage=stage), template, label)
+            places = (("training", "phase1"), ("training",))
+            training = self.fitting.training(variant.tuning, base.limits, variant.model, places)
+            stage = self._finetune(training, template, base, None, self._dataset(name), label, seed=seed)
+            self.tuned[key] = Model(ModelSource(stage=stage), template, label, base.limits)
         return self.tuned[key]
 
     def _template(self, dataset: str, variant: Variant, start: str) -> Template:
@@ -221,7 +229,9 @@ class _Builder:
         named = checkpoints.get(start) or checkpoints["base"]
         return named.template or self.grid.template
 
-    def _strategy_stages(self, variant: Variant, seed: int, base: Model, phase1: Model, data: Stage) -> dict[str, Stage]:
+    def _strategy_stages(
+        self, variant: Variant, training: TrainingSettings, seed: int, base: Model, phase1: Model, data: Stage
+    ) -> dict[str, Stage]:
         # Named without the strategy: other strategies may share them.
         label = f"{variant.model} {variant.pair.phase1}→{variant.pair.phase2}" + (f" seed {seed}" if self.several else "")
         counterpart = self.grid.datasets[variant.pair.phase2].english
@@ -233,7 +243,7 @@ class _Builder:
             english=english,
             template=phase1.taught or self.grid.template,
             sampling=variant.sampling,
-            training=variant.phase2,
+            training=training,
             seed=seed,
             label=label,
             resources=self.resources,
@@ -261,6 +271,7 @@ class _Builder:
     def _phase2(
         self,
         variant: Variant,
+        training: TrainingSettings,
         seed: int,
         phase1: Model,
         data: Stage,
@@ -273,9 +284,9 @@ class _Builder:
             # The plain strategy is plain training: it shares its stage with any other plain training of the same rows.
             self.references[strategy] = None if type(strategy) is Strategy else reference(strategy)
         stage = self._finetune(
-            variant.phase2, template, phase1, None, data, label, seed=seed, strategy=self.references[strategy], more=mine
+            training, template, phase1, None, data, label, seed=seed, strategy=self.references[strategy], more=mine
         )
-        return Model(ModelSource(stage=stage), template, label)
+        return Model(ModelSource(stage=stage), template, label, phase1.limits)
 
     def _finetune(
         self,

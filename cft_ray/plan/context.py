@@ -1,27 +1,22 @@
 """Whether a benchmark's answers fit the context of the models that are asked, as far as a plan can know it."""
 
+from typing import TYPE_CHECKING
+
 from cft_ray.errors import UserError
 from cft_ray.grid.choices import ChosenBenchmark, chosen_benchmarks
 from cft_ray.grid.schema import Grid
-from cft_ray.grid.sections import CheckpointSource
-from cft_ray.plan.config import local_config
-from cft_ray.plan.digest import is_uri, local_path
+from cft_ray.plan.limits import positions
+
+if TYPE_CHECKING:
+    from cft_ray.artifacts.fetched import Fetched
 
 
-def positions(checkpoint: CheckpointSource) -> int | None:
-    """Tokens that a checkpoint reads at most: of a model made here, or as a local folder's ``config.json`` says."""
-    if checkpoint.scratch is not None:
-        return checkpoint.scratch.max_positions
-    if checkpoint.path is None or is_uri(checkpoint.path):
-        return None
-    values = local_config(local_path(checkpoint.path)) or {}
-    text = values.get("text_config")
-    found = (text if isinstance(text, dict) else values).get("max_position_embeddings")
-    return found if isinstance(found, int) else None
-
-
-def check_answers(grid: Grid) -> None:
+def check_answers(grid: Grid, fetched: "Fetched | None") -> None:
     """Refuse answers that the grid wants longer than the whole context.
+
+    Args:
+        grid: checked.
+        fetched: its copies of hub models, if it has such.
 
     Raises:
         UserError: names the setting.
@@ -31,7 +26,7 @@ def check_answers(grid: Grid) -> None:
         path = _path(grid, index)
         if wanted is None or path is None:
             continue
-        length, reader = _context(grid, chosen)
+        length, reader = _context(grid, chosen, fetched)
         if wanted >= length:
             raise UserError(
                 f"answers of {chosen.name} may have {wanted} tokens, and {reader} {length} for question and answer together",
@@ -40,12 +35,12 @@ def check_answers(grid: Grid) -> None:
             )
 
 
-def notes(grid: Grid) -> list[str]:
+def notes(grid: Grid, fetched: "Fetched | None") -> list[str]:
     """Benchmarks whose own answers are longer than a context, a line each: they get what the question leaves."""
     found = []
     for index, chosen in enumerate(chosen_benchmarks(grid)):
         wanted = chosen.generation.max_new_tokens
-        length, reader = _context(grid, chosen)
+        length, reader = _context(grid, chosen, fetched)
         if wanted is not None and _path(grid, index) is None and wanted >= length:
             found.append(
                 f"{chosen.name} allows answers of {wanted} tokens, and {reader} {length} for question and answer together: "
@@ -61,10 +56,10 @@ def _path(grid: Grid, index: int) -> tuple[str | int, ...] | None:
     return ("evaluation", "generation", "max_new_tokens") if "max_new_tokens" in grid.evaluation.generation else None
 
 
-def _context(grid: Grid, chosen: ChosenBenchmark) -> tuple[int, str]:
+def _context(grid: Grid, chosen: ChosenBenchmark, fetched: "Fetched | None") -> tuple[int, str]:
     """Tokens of the smallest context that the benchmark is asked in, and what has no more."""
     found = [(chosen.generation.max_length, "evaluation.generation.max_length allows")]
     for model, checkpoints in grid.models.items():
-        known = [length for checkpoint in checkpoints.values() if (length := positions(checkpoint)) is not None]
+        known = [length for each in checkpoints.values() if (length := positions(each, fetched)) is not None]
         found += [(length, f"{model} reads") for length in known]
     return min(found)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from cft_ray.grid.cells import Variant
 from cft_ray.grid.settings import Template
+from cft_ray.models.limits import Limits
 from cft_ray.plan.stage import Stage
 from cft_ray.strategies.base import ModelSource
 
@@ -17,6 +18,8 @@ class Model:
     taught: Template | None
     """in whose words it was last taught; None: a checkpoint that does not say"""
     label: str
+    limits: Limits
+    """of the checkpoint that it comes from"""
 
 
 @dataclass(frozen=True, eq=False)

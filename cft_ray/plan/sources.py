@@ -39,7 +39,7 @@ class Sources:
 
     def __init__(self, grid: Grid, digests: Digests) -> None:
         self.grid, self.digests = grid, digests
-        self.fetched = _fetched(grid.fetched) if grid.fetched is not None else None
+        self.fetched = fetched_of(grid)
         """what `cft-ray fetch` has left for machines without the hub, where the grid says so"""
         self._checkpoints: dict[tuple[str, str], Checkpoint] = {}
 
@@ -159,7 +159,10 @@ class Sources:
         return spec.model_copy(update={"revision": commit, "files": self.fetched.location(part, commit)})
 
 
-def _fetched(uri: str) -> "Fetched":
+def fetched_of(grid: Grid) -> "Fetched | None":
+    """What `cft-ray fetch` has left for machines without the hub, where the grid says so."""
+    if grid.fetched is None:
+        return None
     from cft_ray.artifacts.fetched import Fetched  # loads pyarrow, which no other plan needs
 
-    return Fetched(uri)
+    return Fetched(grid.fetched)

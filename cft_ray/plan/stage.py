@@ -95,12 +95,13 @@ class Plan:
     """The graph of a grid's unique stages, and which cell uses which stage.
 
     ``stages`` is in topological order (inputs first), keyed by fingerprint.
-    ``cells`` are the rows of the results: see `cft_ray.plan.build`.
+    ``cells`` are the rows of the results: see `cft_ray.plan.build`. ``notes`` say what is done otherwise than defaults say.
     """
 
     grid: str
     stages: Mapping[str, Stage]
     cells: tuple["PlannedCell", ...]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from cft_ray.plan import context
 from cft_ray.plan.build import unresolved
 from cft_ray.plan.estimate import Estimate, estimate_plan, too_large
 from cft_ray.plan.insight import notes
+from cft_ray.plan.sources import fetched_of
 from cft_ray.plan.specs import SPECS
 from cft_ray.plan.stage import Plan, skips
 from cft_ray.plan.why import Artifact, Reason, explain
@@ -98,7 +99,8 @@ def view(plan: Plan, grid: Grid, artifacts: Iterable[Artifact] | None = None) ->
     declared = ((choice.name, BENCHMARKS.get(choice.name)) for choice in grid.evaluation.benchmarks)
     warnings += [f"benchmark {name} cannot be run yet: {known.missing}" for name, known in declared if known and known.missing]
     warnings += skips(stage.skip for stage in plan.stages.values())
-    warnings += context.notes(grid)
+    warnings += plan.notes
+    warnings += context.notes(grid, fetched_of(grid))
     warnings += notes(grid, cells(grid)) if grid.insight is not None else []
     large = (too_large(stage, estimates[fingerprint], grid) for fingerprint, stage in plan.stages.items())
     warnings += list(dict.fromkeys(text for text in large if text is not None))[:3]

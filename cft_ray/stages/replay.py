@@ -28,6 +28,8 @@ from cft_ray.generation import batches, single
 from cft_ray.generation.budget import room
 from cft_ray.generation.prompts import encode
 from cft_ray.generation.requests import Answer, Prompt
+from cft_ray.models.config import positions, read_config
+from cft_ray.models.limits import within
 from cft_ray.plan.specs import ReplaySpec
 from cft_ray.stages import remote
 from cft_ray.stages.context import StageContext
@@ -91,10 +93,7 @@ def _prompts(
 ) -> list[Prompt]:
     from transformers import AutoTokenizer
 
-    from cft_ray.generation.settings import read_config
-
-    limit = getattr(read_config(model).get_text_config(), "max_position_embeddings", spec.sampling.max_length)
-    length = min(spec.sampling.max_length, limit)
+    length = within(positions(read_config(model)), spec.sampling.max_length)
     tokenizer = AutoTokenizer.from_pretrained(model)
     tokens = encode(tokenizer, [prompt(spec.template, row, tokenizer) for row in chosen])
     if any(not ids for ids in tokens):

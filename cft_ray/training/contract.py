@@ -47,7 +47,8 @@ class Contract:
             UserError: the first thing that does not fit.
         """
         found = limits.limits_of(limits.in_folder(self.folder))
-        limits.check_limits(found, self.settings.max_length, where=self.folder)
+        limits.check_length(found, self.settings.max_length, where=self.folder)
+        limits.check_tokens(found, where=self.folder)
         highest = _highest(examples.tokens)
         if found.vocabulary is not None and highest >= found.vocabulary:
             raise UserError(

@@ -79,6 +79,11 @@ MISTAKES: dict[str, tuple[tuple[Any, ...], Any, tuple[str, ...]]] = {
         ("models.tiny.base.hub", "OWNER/NAME"),
     ),
     "no import path": (("strategies",), [{"name": "own", "use": "a..b:C"}], ("strategies[0].use", "package.module:Class")),
+    "rows longer than the model": (
+        ("training", "max_length"),
+        513,
+        ("grid.yaml", "training.max_length", "513", "512 positions"),
+    ),
 }
 
 

@@ -32,6 +32,12 @@ def test_engines_have_room_for_more_than_is_asked_up_to_the_models_own_limit(tmp
         assert told["max_model_len"] == given
 
 
+def test_an_engine_has_the_positions_that_rotary_scaling_adds(tmp_path):
+    scaled = {"max_position_embeddings": 256, "rope_scaling": {"rope_type": "linear", "factor": 4.0}}
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG | scaled))
+    assert engine_arguments(str(tmp_path), dtype="auto", max_length=4096, seed=0, on="cpu")["max_model_len"] == 1024
+
+
 def test_cpu_is_float32_unless_told(model):
     given = engine_arguments(model, dtype="auto", max_length=4096, seed=0, on="cpu", sequences=512)
     assert given["dtype"] == "float32" and given["enforce_eager"]

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from cft_ray.errors import UserError
-from cft_ray.models.limits import Limits, check_limits, limits_of, positions_of
+from cft_ray.models.limits import Limits, check_length, check_vocabulary, limits_of, positions_of, within
 
 
 def files(**content):
@@ -45,17 +45,34 @@ def files(**content):
         ({"max_position_embeddings": 2048, "alibi": True}, None),
         ({"model_type": "mamba"}, None),
         ({"max_position_embeddings": 128, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, 128),
+        # by type of layer: one of them is scaled
+        (
+            {
+                "max_position_embeddings": 128,
+                "rope_parameters": {"sliding": {"rope_type": "default"}, "full": {"rope_type": "linear", "factor": 2.0}},
+            },
+            256,
+        ),
+        # Gemma 3: the factor is in the number already
+        (
+            {"model_type": "gemma3_text", "max_position_embeddings": 131072, "rope_scaling": {"type": "linear", "factor": 8}},
+            131072,
+        ),
     ],
 )
 def test_positions_with_the_factor_of_rotary_scaling(config, positions):
     assert positions_of(config) == positions
 
 
+def test_what_is_asked_for_ends_where_the_model_does():
+    assert (within(64, 100), within(64, 10), within(None, 100)) == (64, 10, 100)
+
+
 def test_a_longer_row_than_the_model_has_positions():
     limits = files(config__json={"max_position_embeddings": 64})
-    check_limits(limits, 64, where="m")
+    check_length(limits, 64, where="m")
     with pytest.raises(UserError, match="64 positions"):
-        check_limits(limits, 65, where="m")
+        check_length(limits, 65, where="m")
 
 
 def test_text_models_inside_larger_ones():
@@ -67,20 +84,20 @@ VOCABULARY = {"model": {"vocab": {"a": 0, "</s>": 1}}, "added_tokens": [{"id": 2
 
 def test_tokens_beyond_the_embedding():
     with pytest.raises(UserError, match=r"1 tokens beyond.*embedding of 2 rows.*<\|x\|>"):
-        check_limits(files(config__json={"vocab_size": 2}, tokenizer__json=VOCABULARY), 8, where="m")
-    check_limits(files(config__json={"vocab_size": 3}, tokenizer__json=VOCABULARY), 8, where="m")
+        check_vocabulary(files(config__json={"vocab_size": 2}, tokenizer__json=VOCABULARY), where="m")
+    check_vocabulary(files(config__json={"vocab_size": 3}, tokenizer__json=VOCABULARY), where="m")
 
 
 def test_marks_of_other_media_may_lie_beyond_it():
     """Gemma 3 1B: `<image_soft_token>` has the id that its text model's embedding ends before."""
     marks = {"model": {"vocab": {"a": 0}}, "added_tokens": [{"id": 1, "content": "<image_soft_token>"}]}
-    check_limits(files(config__json={"vocab_size": 1}, tokenizer__json=marks), 8, where="m")
+    check_vocabulary(files(config__json={"vocab_size": 1}, tokenizer__json=marks), where="m")
 
 
 def test_a_pad_token_beyond_the_embedding_is_named_as_such():
     limits = files(config__json={"vocab_size": 2}, tokenizer__json=VOCABULARY, tokenizer_config__json={"pad_token": "<|x|>"})
     with pytest.raises(UserError, match="pad_token has id 2"):
-        check_limits(limits, 8, where="m")
+        check_vocabulary(limits, where="m")
 
 
 def test_unigram_vocabularies_are_lists():
@@ -99,12 +116,30 @@ def test_the_end_token_is_one_that_engines_stop_at(config, generation, fits):
         tokenizer_config__json={"eos_token": "</s>"},
     )
     if fits:
-        check_limits(limits, 8, where="m")
+        check_vocabulary(limits, where="m")
     else:
         with pytest.raises(UserError, match="ends a text with token 1, the model's configuration with 7"):
-            check_limits(limits, 8, where="m")
+            check_vocabulary(limits, where="m")
 
 
 def test_nothing_said_nothing_refused():
     assert limits_of(lambda name: None) == Limits()
-    check_limits(limits_of(lambda name: b"{"), 10**6, where="m")
+    check_length(limits_of(lambda name: b"{"), 10**6, where="m")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"config__json": {"max_position_embeddings": 8, "rope_scaling": {"type": "linear", "factor": float("inf")}}},
+        {"config__json": {"max_position_embeddings": True, "vocab_size": True, "rope_scaling": "linear"}},
+        {"config__json": {"text_config": 3}, "tokenizer__json": {"added_tokens": [1]}},
+        {"tokenizer__json": {"model": {"vocab": {"a": "b"}}}, "tokenizer_config__json": {"added_tokens_decoder": {"x": {}}}},
+        {"config__json": ["a list"]},
+    ],
+)
+def test_files_of_another_form_limit_nothing(content):
+    """Whoever loads the model says what is wrong with them."""
+    limits = files(**content)
+    check_length(limits, 8, where="m")
+    check_vocabulary(limits, where="m")
+    check_end(limits, where="m")

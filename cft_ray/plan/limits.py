@@ -1,0 +1,121 @@
+"""What the models' own files say, as far as a plan can read them, and the trainings that have to keep to it.
+
+A model that is made here, a folder, a bucket or a copy that `cft-ray fetch` has left can be read; of a model of the hub
+nothing is known until it is fetched, and its training says what does not fit before its first step.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from cft_ray.data.paths import is_uri, local_path
+from cft_ray.grid.schema import Grid
+from cft_ray.grid.sections import CheckpointSource
+from cft_ray.grid.settings import TrainingSettings
+from cft_ray.models.limits import Limits, Read, check_length, check_tokens, in_folder, limits_of, positions_in
+
+if TYPE_CHECKING:
+    from cft_ray.artifacts.fetched import Fetched
+
+Path = tuple[str | int, ...]
+
+
+def positions(checkpoint: CheckpointSource, fetched: "Fetched | None") -> int | None:
+    """Tokens that a checkpoint reads at most; None: not known, or no limit.
+
+    Args:
+        checkpoint: of the grid.
+        fetched: the grid's copies of hub models, if it has such.
+    """
+    if checkpoint.scratch is not None:
+        return checkpoint.scratch.max_positions
+    read = _reader(checkpoint, fetched)
+    return positions_in(read) if read is not None else None
+
+
+class Fitting:
+    """Whether what a grid asks of its models fits them.
+
+    Args:
+        grid: where settings come from, for messages.
+        fetched: the grid's copies of hub models, if it has such.
+    """
+
+    def __init__(self, grid: Grid, fetched: "Fetched | None") -> None:
+        self.grid, self.fetched = grid, fetched
+        self.notes: dict[str, None] = {}
+        """what is done otherwise than the grid's defaults say"""
+        self._read: dict[tuple[str, str], Limits] = {}
+        self._capped: dict[tuple[int, int], tuple[TrainingSettings, TrainingSettings]] = {}
+
+    def limits(self, model: str, name: str) -> Limits:
+        """Of a checkpoint that is not trained from another one; what is not known is not limited.
+
+        Raises:
+            UserError: its tokenizer does not fit it.
+        """
+        if (model, name) not in self._read:
+            self._read[model, name] = self._limits(model, name)
+        return self._read[model, name]
+
+    def training(self, training: TrainingSettings, limits: Limits, model: str, given: Sequence[Path]) -> TrainingSettings:
+        """A training as its model allows it: rows no longer than the model where the grid does not say how long.
+
+        Args:
+            training: as the grid has it.
+            limits: of the model.
+            model: what messages call it.
+            given: where the grid may give settings of this training, the nearest first.
+
+        Returns:
+            the same, or the same object for all equal ones.
+
+        Raises:
+            UserError: the grid says a length that the model does not have.
+        """
+        if limits.positions is None or training.max_length <= limits.positions:
+            return training
+        if "max_length" in training.model_fields_set:
+            source = self.grid.source
+            places = [(*path, "max_length") for path in given]
+            place = next((path for path in places if source.gives(path)), places[-1])
+            check_length(limits, training.max_length, where=source.where(place), model=model)
+        key = (id(training), limits.positions)
+        if key not in self._capped:  # the original is kept, so that its id stays its own
+            self._capped[key] = training, training.model_copy(update={"max_length": limits.positions})
+        self.notes[
+            f"training.max_length is not set: {limits.positions} tokens, the positions of {model}, "
+            f"instead of the default of {training.max_length}"
+        ] = None
+        return self._capped[key][1]
+
+    def _limits(self, model: str, name: str) -> Limits:
+        checkpoint = self.grid.models[model][name]
+        if checkpoint.scratch is not None:
+            return Limits(positions=checkpoint.scratch.max_positions)
+        read = _reader(checkpoint, self.fetched)
+        if read is None:
+            return Limits()
+        found = limits_of(read)
+        origin = "path" if checkpoint.path is not None else "hub"
+        check_tokens(found, where=self.grid.source.where(("models", model, name, origin)))
+        return found
+
+
+def _reader(checkpoint: CheckpointSource, fetched: "Fetched | None") -> Read | None:
+    """Reads the files of a checkpoint; None where they are not within reach."""
+    if checkpoint.path is not None and not is_uri(checkpoint.path):
+        return in_folder(local_path(checkpoint.path))
+    if checkpoint.path is not None:
+        from cft_ray.artifacts.storage import Storage  # pyarrow, which other plans need not load
+
+        return Storage(checkpoint.path).read
+    if checkpoint.hub is None or fetched is None:
+        return None
+    from cft_ray.artifacts.fetched import Part
+
+    part = Part(checkpoint.hub, "model", checkpoint.revision)
+    copied, storage = fetched.read(part), fetched.storage
+    if copied is None:
+        return None
+    folder = fetched.folder(part, copied.revision)
+    return lambda name: storage.read(*folder, name)
