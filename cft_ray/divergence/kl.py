@@ -9,40 +9,36 @@ Nothing is normalised first: the rounding of two log-sum-exps would enter every 
 about 1e-6 nats, and exactly 0 for equal logits.
 """
 
+from collections.abc import Callable
+
 import torch
-from torch import nn
 
 BLOCK = 2**23
 """logits a side in one block: 32 MiB in float32; three such arrays are held at a time"""
 
 
-def divergences(left: torch.Tensor, left_head: nn.Module, right: torch.Tensor, right_head: nn.Module) -> torch.Tensor:
+Scores = Callable[[torch.Tensor], torch.Tensor]
+"""last hidden states [positions, hidden size] -> a new array of logits [positions, vocabulary], float32"""
+
+
+def divergences(left: torch.Tensor, right: torch.Tensor, scores: tuple[Scores, Scores], vocabulary: int) -> torch.Tensor:
     """KL(left‖right) at each position.
 
     Args:
-        left: [positions, hidden size] what the left model's head is applied to.
-        left_head: a linear layer, hidden size -> vocabulary.
+        left: [positions, hidden size] last hidden states of the left model.
         right: [positions, hidden size] of the right model.
-        right_head: as ``left_head``, with as many rows.
+        scores: of the two models.
+        vocabulary: logits of a position.
 
     Returns:
         [positions] float64, in nats.
     """
     found = torch.empty(len(left), dtype=torch.float64, device=left.device)
-    step = max(1, BLOCK // _weight(left_head).shape[0])
+    step = max(1, BLOCK // vocabulary)
     for start in range(0, len(left), step):
         block = slice(start, start + step)
-        found[block] = _block(logits(left[block], left_head), logits(right[block], right_head))
+        found[block] = _block(scores[0](left[block]), scores[1](right[block]))
     return found
-
-
-def logits(hidden: torch.Tensor, head: nn.Module) -> torch.Tensor:
-    """[positions, vocabulary] float32. A GPU does not round half-precision products: a bfloat16 logit is off by up to 0.4 %."""
-    weight, bias = _weight(head), getattr(head, "bias", None)
-    if hidden.is_cuda and hidden.dtype in (torch.bfloat16, torch.float16):
-        product = torch.mm(hidden, weight.T, out_dtype=torch.float32)
-        return product if bias is None else product.add_(bias)
-    return nn.functional.linear(hidden, weight, bias).float()
 
 
 def _block(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
@@ -52,8 +48,3 @@ def _block(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     weights = p.exp()
     mean = p.sub_(q).mul_(weights).sum(-1).double() / (total := weights.sum(-1).double())
     return mean - total.log() + q.exp_().sum(-1).double().log()
-
-
-def _weight(head: nn.Module) -> torch.Tensor:
-    assert isinstance(head.weight, torch.Tensor)
-    return head.weight

@@ -14,11 +14,12 @@ import pyarrow as pa
 import torch
 
 from cft_ray.data.accounts import RowAccount
-from cft_ray.divergence.kl import divergences, logits
+from cft_ray.divergence.kl import divergences
 from cft_ray.errors import UserError
 from cft_ray.grid.settings import DivergenceSettings, Template, TrainingSettings
 from cft_ray.inference.batches import by_length, padded, taken
 from cft_ray.inference.model import LoadedModel, load
+from cft_ray.models.finite import not_finite
 from cft_ray.strategies.selection import select
 from cft_ray.training.examples import Examples, encode
 
@@ -165,15 +166,11 @@ def _batch(left: LoadedModel, right: LoadedModel, examples: Examples, batch: lis
         model.decoder(input_ids=input_ids, use_cache=False).last_hidden_state.flatten(0, 1).index_select(0, predicting)
         for model in (left, right)
     ]
-    found = divergences(hidden[0], left.head, hidden[1], right.head).cpu()
+    found = divergences(hidden[0], hidden[1], (left.scores, right.scores), left.head.weight.shape[0]).cpu()
     if not bool(torch.isfinite(found).all()):
         for model, states in zip((left, right), hidden, strict=True):
             if not all(bool(torch.isfinite(numbers).all()) for numbers in (states, model.head.weight)):
-                raise UserError(
-                    "the model's predictions are not finite (NaN or infinity)",
-                    where=model.folder,
-                    fix="check the model's weights, or use a wider dtype (bfloat16 or float32)",
-                )
+                raise not_finite(model.folder)
         raise UserError("the divergence is not finite", where=f"{left.folder} and {right.folder}", fix="use dtype: float32")
     by_row = found.split([len(row) - 1 for row in ids])
     prompts = [int(examples.prompts[row]) - 1 for row in batch]
@@ -194,18 +191,4 @@ def _check(left: LoadedModel, right: LoadedModel) -> None:
             "the tokenizers give the same numbers to other tokens", where=both, fix="compare models tuned from one base"
         )
     for model in (left, right):
-        _check_head(model)
-
-
-@torch.inference_mode()
-def _check_head(model: LoadedModel) -> None:
-    """Some architectures scale or cap what the head gives: then hidden states and head alone are not the prediction."""
-    probe = torch.arange(min(8, model.head.weight.shape[0]), device=model.device)[None]
-    hidden = model.decoder(input_ids=probe, use_cache=False).last_hidden_state[0]
-    theirs = model.causal(input_ids=probe, use_cache=False).logits[0].float()
-    if not torch.allclose(logits(hidden, model.head), theirs, rtol=0.02, atol=0.02, equal_nan=True):
-        raise UserError(
-            f"{type(model.causal).__name__} changes its head's output before it predicts, which is not supported here",
-            where=model.folder,
-            fix="leave the divergence out for this model",
-        )
+        model.check_head()

@@ -12,9 +12,12 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from cft_ray.errors import UserError
 from cft_ray.evaluation.templated import Scored, Templated
 from cft_ray.generation.budget import NEW_TOKENS, cut
-from cft_ray.generation.finite import not_finite
 from cft_ray.generation.prompts import encode
-from cft_ray.generation.settings import device, read_config
+from cft_ray.generation.settings import device
+from cft_ray.models import function, loading
+from cft_ray.models.config import positions
+from cft_ray.models.finite import not_finite
+from cft_ray.models.limits import within
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,24 +64,23 @@ class HfModel(Templated, HFLM):
 
     def __init__(self, model: str, *, dtype: str = "auto", max_length: int, batch_size: int | None = None) -> None:
         on = device()
-        config = read_config(model).get_text_config()
-        length = min(max_length, getattr(config, "max_position_embeddings", max_length))
+        causal = loading.load(model, dtype="float32" if dtype == "auto" and on == "cpu" else dtype).eval()
+        causal.to(on)  # type: ignore[arg-type]
+        function.settle(causal, model)
         arguments: dict[str, Any] = {
-            "pretrained": model,
-            "dtype": "float32" if dtype == "auto" and on == "cpu" else dtype,
-            "max_length": length,
-            "device": on,
+            "pretrained": causal,
+            "tokenizer": model,
+            "max_length": within(positions(causal.config), max_length),
             "batch_size": batch_size or BATCH_SIZE,
         }
         self._folder = model
         try:
             super().__init__(**arguments)
-        except torch.OutOfMemoryError:
-            raise
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+        except (OSError, ValueError, KeyError) as error:
             raise UserError(
-                f"transformers cannot load the model ({error})", where=model, fix="check the folder's weights"
+                f"transformers cannot load the tokenizer ({error})", where=model, fix="check the folder's files"
             ) from error
+        self.pretrained = model
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Answers in the requests' order, each with the room that its prompt leaves (`cft_ray.generation.budget`).

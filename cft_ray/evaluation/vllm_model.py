@@ -15,8 +15,8 @@ from vllm import SamplingParams
 from cft_ray.evaluation.templated import Scored, Templated
 from cft_ray.generation import engine as held
 from cft_ray.generation.budget import NEW_TOKENS
-from cft_ray.generation.finite import LOGITS, not_finite
 from cft_ray.generation.prompts import encode
+from cft_ray.models.finite import LOGITS, not_finite
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance

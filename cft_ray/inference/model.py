@@ -9,10 +9,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from cft_ray.errors import UserError
-from cft_ray.generation.settings import device, read_config
+from cft_ray.generation.settings import device
+from cft_ray.models import function, loading
+from cft_ray.models.config import positions
+from cft_ray.models.limits import within
+from cft_ray.models.outputs import Outputs, outputs_of
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,9 @@ class LoadedModel:
     causal: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     positions: int | None
-    """tokens that the model takes; None where its configuration does not say"""
+    """tokens that the model takes; None where there is no limit"""
+    outputs: Outputs
+    """what it does to its head's output"""
 
     @property
     def device(self) -> torch.device:
@@ -64,7 +70,28 @@ class LoadedModel:
 
     def limit(self, tokens: int) -> int:
         """``tokens``, or what the model takes if that is less."""
-        return min(tokens, self.positions) if self.positions else tokens
+        return within(self.positions, tokens)
+
+    def scores(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[positions, vocabulary] float32: the logits that it predicts by, from last hidden states [positions, hidden size]."""
+        return self.outputs(logits(hidden, self.head))
+
+    @torch.inference_mode()
+    def check_head(self) -> None:
+        """See that `scores` are the model's predictions.
+
+        Raises:
+            UserError: something else happens after the decoder.
+        """
+        probe = torch.arange(min(8, self.head.weight.shape[0]), device=self.device)[None]
+        hidden = self.decoder(input_ids=probe, use_cache=False).last_hidden_state[0]
+        theirs = self.causal(input_ids=probe, use_cache=False).logits[0].float()
+        if not torch.allclose(self.scores(hidden), theirs, rtol=0.02, atol=0.02):
+            raise UserError(
+                f"{type(self.causal).__name__} changes its head's output before it predicts, which is not supported here",
+                where=self.folder,
+                fix="leave the divergence and the quality of replay out for this model",
+            )
 
 
 def load(folder: str, dtype: str = "auto") -> LoadedModel:
@@ -75,24 +102,33 @@ def load(folder: str, dtype: str = "auto") -> LoadedModel:
         dtype: of weights and activations; ``auto``: the checkpoint's on a GPU, float32 on a CPU.
 
     Raises:
-        UserError: no such model, files that are broken, or weights that are missing from them.
+        UserError: no such model, or one that is not what its files say (`cft_ray.models.loading.load`); predictions that are not
+            finite.
     """
     on = device()
-    config = read_config(folder)
-    kind: Any = "float32" if dtype == "auto" and on == "cpu" else dtype
+    causal = loading.load(folder, dtype="float32" if dtype == "auto" and on == "cpu" else dtype).eval()
+    causal.to(on)  # type: ignore[arg-type]
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=kind, attn_implementation="sdpa", local_files_only=True, output_loading_info=True
-        )
-        causal, found = loaded
-    except torch.OutOfMemoryError:
-        raise
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise UserError(f"transformers cannot load the model ({error})", where=folder, fix="check the folder's files") from error
-    if missing := sorted(found["missing_keys"]):
+    except (OSError, ValueError, KeyError) as error:
         raise UserError(
-            f"the files lack weights of the model: {', '.join(missing[:5])}", where=folder, fix="fetch or train the model again"
-        )
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return LoadedModel(folder, causal.to(on).eval(), tokenizer, positions)
+            f"transformers cannot load the tokenizer ({error})", where=folder, fix="check the folder's files"
+        ) from error
+    function.settle(causal, folder)
+    return LoadedModel(folder, causal, tokenizer, positions(causal.config), outputs_of(causal.config))
+
+
+def logits(hidden: torch.Tensor, head: Any) -> torch.Tensor:
+    """What a head gives, [positions, vocabulary] float32.
+
+    A GPU does not round half-precision products: a bfloat16 logit is off by up to 0.4 %.
+
+    Args:
+        hidden: [positions, hidden size].
+        head: a linear layer.
+    """
+    weight, bias = head.weight, getattr(head, "bias", None)
+    if hidden.is_cuda and hidden.dtype in (torch.bfloat16, torch.float16):
+        product = torch.mm(hidden, weight.T, out_dtype=torch.float32)
+        return product if bias is None else product.add_(bias)
+    return nn.functional.linear(hidden, weight, bias).float()

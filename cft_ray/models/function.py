@@ -17,6 +17,10 @@ import torch
 from transformers import PreTrainedModel
 
 from cft_ray.errors import UserError
+from cft_ray.models.attention import EAGER, PLAIN
+from cft_ray.models.config import positions
+from cft_ray.models.finite import not_finite
+from cft_ray.models.limits import within
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,23 @@ class Way:
         return f"samples {'end to end' if self.padding == 'free' else 'padded'}, {self.head} head"
 
 
+@dataclass(frozen=True)
+class Choice:
+    """How a model is run, as `choose` found it to be right.
+
+    Args:
+        way: of the training.
+        attention: transformers' name of it.
+        notes: why cheaper ones were not taken.
+        losses: [targets] the model's own, on the CPU.
+    """
+
+    way: Way
+    attention: str
+    notes: tuple[str, ...]
+    losses: torch.Tensor
+
+
 Losses = Callable[[PreTrainedModel, Way], torch.Tensor]
 """[targets] the loss of each target of the rows, as a training computes it, rows in their order"""
 
@@ -60,9 +81,9 @@ def choose(
     losses: Losses,
     *,
     padding: Literal["free", "padded"],
-    attention: Callable[[Way], str],
+    attention: Callable[[Way], Sequence[str]],
     where: str,
-) -> tuple[Way, tuple[str, ...], torch.Tensor]:
+) -> Choice:
     """The cheapest way of running a model that computes the model's own function.
 
     Args:
@@ -70,11 +91,8 @@ def choose(
         rows: what is compared on.
         losses: of a training.
         padding: what the settings ask for; padded is tried after free, not the other way round.
-        attention: transformers' name of the attention of a way.
+        attention: transformers' names of the attentions of a way, the cheapest first.
         where: the model, for messages.
-
-    Returns:
-        The way, why cheaper ones were not taken, and [targets] the model's own losses.
 
     Raises:
         UserError: there is none.
@@ -82,18 +100,18 @@ def choose(
     causal.eval()
     expected = own_losses(causal, rows)
     if not bool(torch.isfinite(expected).all()):
-        raise UserError(
-            "the model's predictions are not finite (NaN or infinity)",
-            where=where,
-            fix="check the model's weights, or train in bf16 or fp32 where it was made for",
-        )
+        raise not_finite(where)
     ways = [Way("free"), Way("padded"), Way("padded", "own")]
     notes: list[str] = []
     for way in ways[padding == "padded" :]:
-        reason = _unlike(causal, way, losses, expected, attention(way))
-        if reason is None:
-            return way, tuple(notes), expected.cpu()
-        notes.append(f"{type(causal).__name__} cannot be trained with {way}: {reason}")
+        reasons: list[str] = []
+        for name in attention(way):
+            reason = _unlike(causal, way, losses, expected, name)
+            if reason is None:
+                slower = [f"{type(causal).__name__} is trained with {name} attention: {reasons[0]}"] if reasons else []
+                return Choice(way, name, (*notes, *slower), expected.cpu())
+            reasons.append(reason)
+        notes.append(f"{type(causal).__name__} cannot be trained with {way}: {reasons[0]}")
     raise UserError(
         f"{type(causal).__name__} cannot be trained rightly: {'; '.join(note.partition('with ')[2] for note in notes)}",
         where=where,
@@ -111,10 +129,9 @@ def own_losses(causal: PreTrainedModel, rows: Sequence[Row]) -> torch.Tensor:
     found = []
     was = causal.training
     causal.eval()
-    arguments = {"use_cache": False} if "use_cache" in inspect.signature(causal.forward).parameters else {}
-    with torch.inference_mode(), _attention(causal, "eager"):
+    with torch.inference_mode(), _attention(causal, EAGER):
         for row in rows:
-            logits = causal(input_ids=row.ids[None].to(causal.device), **arguments).logits[0]
+            logits = causal(input_ids=row.ids[None].to(causal.device), **_uncached(causal)).logits[0]
             predicted = logits.index_select(0, row.predictors.to(logits.device)).float()
             found.append(torch.nn.functional.cross_entropy(predicted, row.labels.to(logits.device), reduction="none"))
     causal.train(was)
@@ -143,6 +160,40 @@ def difference(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) 
     return f"loss {float(found.mean()):.4f} instead of {float(expected.mean()):.4f}" if wrong else None
 
 
+def settle(causal: PreTrainedModel, where: str) -> None:
+    """Give a model the fast attention where that computes the model's own function, else its own.
+
+    Tried on a few short rows of random tokens, padded on the right and without a mask.
+
+    Args:
+        causal: whole, on its device, in evaluation mode.
+        where: the model, for messages.
+
+    Raises:
+        UserError: its predictions are not finite, or other ones in a batch.
+    """
+    rows = _random_rows(causal)
+    expected = own_losses(causal, rows)
+    if not bool(torch.isfinite(expected).all()):
+        raise not_finite(where)
+    reason = None
+    for name in (PLAIN, EAGER):
+        reason = set_attention(causal, name)
+        if reason is not None and name != EAGER:
+            continue
+        try:
+            reason = difference(_batch_losses(causal, rows), expected, causal.dtype)
+        except ValueError as error:  # of an attention that is given what it does not know
+            reason = str(error)
+        if reason is None:
+            return
+    raise UserError(
+        f"{type(causal).__name__} predicts otherwise in a batch than alone: {reason}",
+        where=where,
+        fix="use another architecture (docs/models.md lists those that are checked)",
+    )
+
+
 def set_attention(causal: PreTrainedModel, name: str) -> str | None:
     """Switch to an attention implementation; says in words why the model does not take it, if so."""
     if causal.config._attn_implementation != name:
@@ -156,10 +207,8 @@ def set_attention(causal: PreTrainedModel, name: str) -> str | None:
 def _unlike(causal: PreTrainedModel, way: Way, losses: Losses, expected: torch.Tensor, attention: str) -> str | None:
     """In words why a way does not compute the model's own function, if so."""
     refused = set_attention(causal, attention)
-    if refused is not None and way.padding == "free":
+    if refused is not None and attention != EAGER:  # what takes no attention but its own may call it as it likes
         return refused
-    if refused is not None:
-        set_attention(causal, "eager")
     try:
         with torch.random.fork_rng(), torch.inference_mode():
             causal.train()  # dropout inside attention, say, is only met here
@@ -185,3 +234,28 @@ def _attention(causal: PreTrainedModel, name: str) -> Iterator[None]:
     finally:
         if causal.config._attn_implementation != before:
             causal.set_attn_implementation(before)
+
+
+def _random_rows(causal: PreTrainedModel) -> list[Row]:
+    """Rows of different lengths; of the vocabulary's first half, as the marks of other media are commonly its last tokens."""
+    embedding: Any = causal.get_input_embeddings()
+    generator = torch.Generator().manual_seed(0)
+    longest = within(positions(causal.config), 24)
+    rows = []
+    for length in (longest, max(2, longest * 2 // 3), max(2, longest // 3)):
+        ids = torch.randint(max(2, embedding.weight.shape[0] // 2), (length,), generator=generator)
+        rows.append(Row(ids, torch.arange(length - 1), ids[1:]))
+    return rows
+
+
+@torch.inference_mode()
+def _batch_losses(causal: PreTrainedModel, rows: Sequence[Row]) -> torch.Tensor:
+    batch = torch.nn.utils.rnn.pad_sequence([row.ids for row in rows], batch_first=True).to(causal.device)
+    logits = causal(input_ids=batch, **_uncached(causal)).logits
+    predicted = torch.cat([logits[place, : len(row.labels)] for place, row in enumerate(rows)]).float()
+    labels = torch.cat([row.labels for row in rows]).to(predicted.device)
+    return torch.nn.functional.cross_entropy(predicted, labels, reduction="none")
+
+
+def _uncached(causal: PreTrainedModel) -> dict[str, bool]:
+    return {"use_cache": False} if "use_cache" in inspect.signature(causal.forward).parameters else {}

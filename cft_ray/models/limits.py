@@ -125,15 +125,15 @@ def check_length(
         )
 
 
-def check_tokens(limits: Limits, *, where: str) -> None:
-    """Refuse a tokenizer that does not fit its model: tokens beyond the embedding, another end of text.
+def check_vocabulary(limits: Limits, *, where: str) -> None:
+    """Refuse a tokenizer with tokens beyond its model's embedding.
 
     Args:
         limits: of the model.
         where: the model, for messages.
 
     Raises:
-        UserError: the first thing that does not fit.
+        UserError: it has such.
     """
     if limits.vocabulary is not None:
         for role, index in limits.roles.items():
@@ -151,6 +151,18 @@ def check_tokens(limits: Limits, *, where: str) -> None:
                 where=where,
                 fix="resize the model's embedding to the tokenizer (resize_token_embeddings), or remove the tokens",
             )
+
+
+def check_end(limits: Limits, *, where: str) -> None:
+    """Refuse to train a model whose tokenizer ends a text otherwise than its configuration.
+
+    Args:
+        limits: of the model.
+        where: the model, for messages.
+
+    Raises:
+        UserError: it does.
+    """
     end = limits.roles.get("eos_token")
     if limits.ends and end is not None and end not in limits.ends:
         raise UserError(

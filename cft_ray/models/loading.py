@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from cft_ray.errors import UserError
 from cft_ray.models.config import read_config
+from cft_ray.models.limits import check_vocabulary, in_folder, limits_of
 from cft_ray.models.weights import check_weights, stored
 
 
@@ -25,9 +26,10 @@ def load(folder: str, *, dtype: torch.dtype | str) -> PreTrainedModel:
         dtype: of the weights; ``auto``: the files'.
 
     Raises:
-        UserError: no model there, files that are broken or do not hold this model's weights.
+        UserError: no model there, files that are broken or do not hold this model's weights, a tokenizer that is larger.
     """
     config = read_config(folder)
+    check_vocabulary(limits_of(in_folder(folder)), where=folder)
     files = stored(Path(folder))
     tied = bool(getattr(config.get_text_config(), "tie_word_embeddings", False))  # loading may change it
     try:

@@ -11,7 +11,7 @@ from cft_ray.data.paths import is_uri, local_path
 from cft_ray.grid.schema import Grid
 from cft_ray.grid.sections import CheckpointSource
 from cft_ray.grid.settings import TrainingSettings
-from cft_ray.models.limits import Limits, Read, check_length, check_tokens, in_folder, limits_of, positions_in
+from cft_ray.models.limits import Limits, Read, check_end, check_length, check_vocabulary, in_folder, limits_of, positions_in
 
 if TYPE_CHECKING:
     from cft_ray.artifacts.fetched import Fetched
@@ -97,7 +97,9 @@ class Fitting:
             return Limits()
         found = limits_of(read)
         origin = "path" if checkpoint.path is not None else "hub"
-        check_tokens(found, where=self.grid.source.where(("models", model, name, origin)))
+        where = self.grid.source.where(("models", model, name, origin))
+        check_vocabulary(found, where=where)
+        check_end(found, where=where)
         return found
 
 

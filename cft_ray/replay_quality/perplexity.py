@@ -9,11 +9,10 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from cft_ray.divergence.kl import logits
-from cft_ray.errors import UserError
 from cft_ray.grid.settings import Template, TrainingSettings
 from cft_ray.inference.batches import by_length, padded
 from cft_ray.inference.model import LoadedModel
+from cft_ray.models.finite import not_finite
 from cft_ray.plan.memory import LOGITS_AT_ONCE
 from cft_ray.training.examples import Examples, encode
 
@@ -47,6 +46,7 @@ def likelihoods(
         UserError: predictions that are not finite; a tokenizer that cannot be used.
     """
     nats, tokens = np.zeros(rows.num_rows), np.zeros(rows.num_rows, dtype=np.int64)
+    model.check_head()
     limit = model.limit(max_length)
     if not rows.num_rows:
         return nats, tokens
@@ -78,9 +78,10 @@ def _batch(model: LoadedModel, examples: Examples, chosen: list[int], lengths: l
     step = max(1, LOGITS_AT_ONCE // model.head.weight.shape[0])
     for start in range(0, len(labels), step):
         block = slice(start, start + step)
-        scores = logits(states[block], model.head)
-        found[block] = torch.nn.functional.cross_entropy(scores, labels[block], reduction="none").double().cpu()
+        found[block] = (
+            torch.nn.functional.cross_entropy(model.scores(states[block]), labels[block], reduction="none").double().cpu()
+        )
     if not bool(torch.isfinite(found).all()):
-        raise UserError("the model's predictions are not finite (NaN or infinity)", where=model.folder, fix="check its weights")
+        raise not_finite(model.folder)
     by_row = found.split([len(row) - first for row, first in spans])
     return np.array([float(part.sum()) for part in by_row])

@@ -13,6 +13,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from cft_ray.models.attention import refuse_unknown
+
 NAME = "cft_ray_varlen"
 WASTE = 1.25
 """a bucket takes a shorter sample while its padded tokens stay below this multiple of its tokens"""
@@ -109,22 +111,6 @@ class _Collect(torch.autograd.Function):
         return gradient.new_zeros(ctx.size, *gradient.shape[1:]).index_copy_(0, places, gradient), None
 
 
-_HARMLESS = {
-    "position_ids",  # applied before
-    "position_embeddings",
-    "cache_position",
-    "past_key_values",
-    "use_cache",
-    "output_attentions",
-    "output_hidden_states",
-    "output_router_logits",
-    "return_dict",
-    "deterministic",
-    "layer_idx",
-}
-"""arguments that layers hand on and that do not change what attention computes"""
-
-
 def attend(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -162,8 +148,7 @@ def attend(
     Raises:
         ValueError: what cannot be computed for samples laid end to end.
     """
-    if unknown := sorted(name for name, given in others.items() if given is not None and name not in _HARMLESS):
-        raise ValueError(f"attention is given {', '.join(unknown)}, which is not known for samples laid end to end")
+    refuse_unknown(others, "samples laid end to end")
     if attention_mask is not None or query.shape[0] != 1:
         raise ValueError("attention has a mask of its own")
     if is_causal is False or (is_causal is None and getattr(module, "is_causal", True) is False):

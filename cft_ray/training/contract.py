@@ -48,7 +48,8 @@ class Contract:
         """
         found = limits.limits_of(limits.in_folder(self.folder))
         limits.check_length(found, self.settings.max_length, where=self.folder)
-        limits.check_tokens(found, where=self.folder)
+        limits.check_vocabulary(found, where=self.folder)
+        limits.check_end(found, where=self.folder)
         highest = _highest(examples.tokens)
         if found.vocabulary is not None and highest >= found.vocabulary:
             raise UserError(
@@ -70,7 +71,7 @@ class Contract:
         if leader:
             self._buffers = weights.snapshot(causal)
             _to_device(causal)
-        self.way, notes, self._own = group.from_first(
+        choice = group.from_first(
             lambda: function.choose(
                 causal,
                 self.probe.rows,
@@ -80,12 +81,13 @@ class Contract:
                 where=self.folder,
             )
         )
-        self.notes += notes
+        self.way, self._own = choice.way, choice.losses
+        self.notes += choice.notes
         if getattr(causal.config.get_text_config(), "output_router_logits", False):
             self.notes.append("the auxiliary loss of the experts' router (output_router_logits) is not part of the loss")
         self.settings = self.settings.model_copy(update={"padding": self.way.padding})
-        if not leader and function.set_attention(causal, attention_of(self.way)) is not None:
-            function.set_attention(causal, "eager")
+        if not leader:
+            function.set_attention(causal, choice.attention)
         engine.partition(causal, self.settings, ranks)
         return causal
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from cft_ray.models.attention import EAGER, PLAIN
 from cft_ray.models.function import Row, Way
 from cft_ray.training import attention
 from cft_ray.training.collate import MicroBatch, collate
@@ -83,6 +84,6 @@ class Probe:
                 head.__class__ = kind
 
 
-def attention_of(way: Way) -> str:
-    """transformers' name of the attention that a way goes with."""
-    return attention.NAME if way.padding == "free" else "sdpa"
+def attention_of(way: Way) -> tuple[str, ...]:
+    """transformers' names of the attentions that a way may go with, the cheapest first."""
+    return (attention.NAME,) if way.padding == "free" else (PLAIN, EAGER)

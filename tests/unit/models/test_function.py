@@ -10,7 +10,8 @@ from cft_ray.errors import UserError
 from cft_ray.grid.settings import TrainingSettings
 from cft_ray.models.architectures import VOCABULARY
 from cft_ray.models.architectures import tiny_model as make
-from cft_ray.models.function import Row, Way, choose, difference, own_losses, set_attention
+from cft_ray.models.attention import EAGER, PLAIN
+from cft_ray.models.function import Row, Way, choose, difference, own_losses, set_attention, settle
 from cft_ray.training.attention import Layout
 from cft_ray.training.collate import MicroBatch
 from cft_ray.training.loss import SummedLoss
@@ -78,15 +79,47 @@ def chosen(model):
 def test_samples_laid_end_to_end_are_the_models_own_function(kind):
     """Scales, caps, sinks, windows of 6 tokens, fused experts and learned positions: all by the cheapest way."""
     model = tiny_model(kind)
-    way, notes, _ = chosen(model)
-    assert (way, notes) == (Way("free", "chunked"), ())
+    choice = chosen(model)
+    assert (choice.way, choice.notes) == (Way("free", "chunked"), ())
 
 
 @pytest.mark.parametrize("kind", ["stablelm", "bloom", "mamba", "jamba", "llama4_text"])
 def test_what_cannot_be_laid_end_to_end_is_padded_with_a_note(kind):
-    way, notes, _ = chosen(tiny_model(kind))
-    assert way.padding == "padded"
-    assert notes and "end to end" in notes[0]
+    choice = chosen(tiny_model(kind))
+    assert choice.way.padding == "padded"
+    assert choice.notes and "end to end" in choice.notes[0]
+
+
+@pytest.mark.parametrize(("kind", "attention"), [("llama", PLAIN), ("mistral", PLAIN), ("gemma2", EAGER), ("gpt_oss", EAGER)])
+def test_padded_rows_are_the_models_own_function(kind, attention):
+    """transformers' sdpa takes no notice of a cap on the scores or a sink; bfloat16's noise hides how much that changes."""
+    for dtype in (torch.float32, torch.bfloat16):
+        model, rows = tiny_model(kind).to(dtype), probe()
+        choice = choose(model, rows.rows, rows.of_model, padding="padded", attention=attention_of, where="m")
+        assert (choice.way, choice.attention) == (Way("padded"), attention)
+        assert model.config._attn_implementation == attention
+        assert len(choice.notes) == (attention == EAGER)
+
+
+@pytest.mark.parametrize(("kind", "attention"), [("llama", PLAIN), ("gemma2", EAGER), ("gpt_oss", EAGER), ("mamba", EAGER)])
+def test_who_only_looks_gets_the_models_own_function(kind, attention):
+    """Rows without a mask, as insight reads them; the losses are those of the eager forward pass."""
+    model, rows = tiny_model(kind), probe()
+    settle(model, "m")
+    if kind != "mamba":  # has none
+        assert model.config._attn_implementation == attention
+    expected = own_losses(model, rows.rows)
+    logits = model(input_ids=rows.batches["padded"].input_ids).logits
+    predicted = torch.cat([logits[place, : length - 1] for place, length in enumerate(LENGTHS)])
+    found = torch.nn.functional.cross_entropy(predicted, rows.batches["padded"].labels, reduction="none")
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_who_only_looks_is_told_of_numbers_that_are_none():
+    model = tiny_model("llama")
+    model.model.norm.weight.data[0] = torch.inf
+    with pytest.raises(UserError, match="not finite"):
+        settle(model, "m")
 
 
 @pytest.mark.parametrize("kind", ["cohere", "gemma2", "granite", "gpt_oss"])
@@ -103,7 +136,7 @@ def test_gradients_are_the_models_own(kind):
     loss.backward()
     wanted = {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
     model.zero_grad()
-    set_attention(model, attention_of(Way()))
+    set_attention(model, attention_of(Way())[0])
     total = SummedLoss(model, model, Way())(rows.batches["free"])
     total.backward()
     torch.testing.assert_close(total, loss, rtol=1e-4, atol=1e-4)
@@ -122,9 +155,9 @@ def test_a_scale_that_is_not_known_is_left_to_the_models_own_head():
         return output
 
     model.forward = scaled
-    way, notes, _ = chosen(model)
-    assert way == Way("padded", "own")
-    assert len(notes) == 2
+    choice = chosen(model)
+    assert choice.way == Way("padded", "own")
+    assert len(choice.notes) == 2
 
 
 def test_what_no_way_computes_is_refused_by_name():
@@ -151,8 +184,8 @@ def test_attention_dropout_is_met_before_the_first_step():
     model = tiny_model("llama")
     for layer in model.model.layers:
         layer.self_attn.attention_dropout = 0.1
-    way, notes, _ = chosen(model)
-    assert way.padding == "padded" and "dropout" in notes[0]
+    choice = chosen(model)
+    assert choice.way.padding == "padded" and "dropout" in choice.notes[0]
 
 
 def test_the_noise_of_a_type_is_told_from_another_function():
@@ -167,9 +200,9 @@ def test_the_noise_of_a_type_is_told_from_another_function():
 
 def test_own_losses_leave_the_model_as_it_was():
     model = tiny_model("llama").train()
-    set_attention(model, attention_of(Way()))
+    set_attention(model, attention_of(Way())[0])
     own_losses(model, probe().rows)
-    assert model.training and model.config._attn_implementation == attention_of(Way())
+    assert model.training and model.config._attn_implementation == attention_of(Way())[0]
 
 
 def test_a_probe_takes_real_rows_of_different_lengths():

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from cft_ray.errors import UserError
-from cft_ray.models.limits import Limits, check_length, check_vocabulary, limits_of, positions_of, within
+from cft_ray.models.limits import Limits, check_end, check_length, check_vocabulary, limits_of, positions_of, within
 
 
 def files(**content):
@@ -116,10 +116,10 @@ def test_the_end_token_is_one_that_engines_stop_at(config, generation, fits):
         tokenizer_config__json={"eos_token": "</s>"},
     )
     if fits:
-        check_vocabulary(limits, where="m")
+        check_end(limits, where="m")
     else:
         with pytest.raises(UserError, match="ends a text with token 1, the model's configuration with 7"):
-            check_vocabulary(limits, where="m")
+            check_end(limits, where="m")
 
 
 def test_nothing_said_nothing_refused():
