@@ -17,8 +17,8 @@ from threading import local
 import torch
 
 from cft_ray.drift.pairs import TensorPair
-from cft_ray.drift.weights import FLOAT_BYTES, StoredTensor
 from cft_ray.errors import UserError
+from cft_ray.models.stored import FLOAT_BYTES, StoredTensor
 
 _CHUNK = 2**18
 """elements that are read and measured at a time: both sides and their float32 copies fit a core's cache"""

@@ -8,13 +8,11 @@ output layer, the rows that both have are compared, and the others are counted.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from cft_ray.drift.heads import HeadCounts, HeadSlice, decoder_layer, head_slices
-from cft_ray.drift.weights import StoredModel, StoredTensor
+from cft_ray.drift.weights import EMBEDDING, OUTPUT, StoredModel
 from cft_ray.errors import UserError
-
-_OUTPUT, _EMBEDDING = "lm_head.weight", "embed_tokens.weight"
+from cft_ray.models.stored import StoredTensor
 
 
 @dataclass(frozen=True)
@@ -52,6 +50,8 @@ def pair_tensors(left: StoredModel, right: StoredModel) -> list[TensorPair]:
         UserError: a tensor that only one model has, or two of different shapes.
     """
     ours, theirs = _completed(left, right), _completed(right, left)
+    theirs = _prefixed(theirs, ours)
+    ours = _prefixed(ours, theirs)
     for model, own, other in ((left, theirs, ours), (right, ours, theirs)):
         if missing := [name for name in own if name not in other]:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -73,17 +73,25 @@ def pair_tensors(left: StoredModel, right: StoredModel) -> list[TensorPair]:
 
 
 def _completed(model: StoredModel, other: StoredModel) -> Mapping[str, StoredTensor]:
-    if not _ties(model):
+    """A model's tensors under the names that the comparison uses; a tied output layer stands where the other side has one."""
+    if not model.ties:
         return model.tensors
-    tensors = {name: tensor for name, tensor in model.tensors.items() if name != _OUTPUT}
-    if _OUTPUT in other.tensors and not _ties(other):
-        tensors[_OUTPUT] = next(tensor for name, tensor in model.tensors.items() if name.endswith(_EMBEDDING))
+    tensors = {name: tensor for name, tensor in model.tensors.items() if name != OUTPUT}
+    if OUTPUT in other.tensors and not other.ties:
+        assert model.embedding is not None
+        tensors[OUTPUT] = model.embedding
     return tensors
 
 
-def _ties(model: StoredModel) -> bool:
-    ties = bool(_text(model.config).get("tie_word_embeddings"))
-    return ties and any(name.endswith(_EMBEDDING) for name in model.tensors)
+def _prefixed(ours: Mapping[str, StoredTensor], theirs: Mapping[str, StoredTensor]) -> Mapping[str, StoredTensor]:
+    """Our tensors by their names: some published files leave out the first part that transformers puts before (GPT-2)."""
+    if ours.keys() == theirs.keys():
+        return ours
+    for prefix in {name.partition(".")[0] + "." for name in theirs}:
+        renamed = {name if name in theirs else prefix + name: tensor for name, tensor in ours.items()}
+        if renamed.keys() == theirs.keys():
+            return renamed
+    return ours
 
 
 def _pair(
@@ -93,7 +101,7 @@ def _pair(
     if ours.shape == theirs.shape:
         return TensorPair(name, ours, theirs, rows, columns, tuple(head_slices(name, rows, counts)))
     other_rows, other_columns = _flat(theirs.shape)
-    if columns == other_columns and name.endswith((_OUTPUT, _EMBEDDING)):
+    if columns == other_columns and name.endswith((OUTPUT, EMBEDDING)):
         shared = min(rows, other_rows)
         return TensorPair(name, ours, theirs, shared, columns, rows_left_out=max(rows, other_rows) - shared)
     raise UserError(
@@ -109,7 +117,3 @@ def _flat(shape: tuple[int, ...]) -> tuple[int, int]:
     for size in shape[:-1]:
         rows *= size
     return rows, columns
-
-
-def _text(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    return config.get("text_config") or config

@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from cft_ray.errors import UserError
 from cft_ray.models.config import read_config
 from cft_ray.models.limits import check_vocabulary, in_folder, limits_of
-from cft_ray.models.weights import check_weights, stored
+from cft_ray.models.stored import stored_tensors
+from cft_ray.models.weights import check_weights
 
 
 def load(folder: str, *, dtype: torch.dtype | str) -> PreTrainedModel:
@@ -30,7 +31,7 @@ def load(folder: str, *, dtype: torch.dtype | str) -> PreTrainedModel:
     """
     config = read_config(folder)
     check_vocabulary(limits_of(in_folder(folder)), where=folder)
-    files = stored(Path(folder))
+    files = {tensor.name: tensor.file for tensor in stored_tensors(Path(folder))}
     tied = bool(getattr(config.get_text_config(), "tie_word_embeddings", False))  # loading may change it
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(

@@ -4,52 +4,20 @@ transformers may rename, split and fuse tensors while loading (experts of Mixtra
 prefix); what it did with each is in its loading report. What keeps its name is compared bit by bit as well.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
 from cft_ray.errors import UserError
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _COMPUTED = re.compile(r"(rotary_emb\.inv_freq|\.masked_bias|\.attn\.bias|\.attention\.bias|embeddings\.position_ids)$")
 """tensors of older checkpoints that are computed from the configuration today"""
-
-
-def stored(folder: Path) -> dict[str, Path]:
-    """Name of each stored tensor -> its file: as the index says, or of the one file.
-
-    Raises:
-        UserError: an index that names what is not there, a broken file.
-    """
-    single, index = folder / SINGLE, folder / INDEX
-    if single.is_file():
-        return dict.fromkeys(_names(single), single)
-    if not index.is_file():
-        return {}  # weights in another format: transformers reads them, its report is what there is
-    try:
-        homes = {str(name): folder / str(file) for name, file in json.loads(index.read_bytes())["weight_map"].items()}
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError("the index cannot be read", where=str(index), fix="fetch or save the model again") from error
-    there = {path: _names(path) for path in sorted(set(homes.values()))}
-    for name, path in homes.items():
-        if name not in there[path]:
-            raise UserError(f"tensor {name} is not in {path.name}, where the index puts it", where=str(index), fix="fetch both")
-    return homes
-
-
-def _names(path: Path) -> set[str]:
-    try:
-        with safe_open(path, framework="pt") as tensors:
-            return set(tensors.keys())
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"is no whole safetensors file ({error})", where=str(path), fix="fetch it again") from error
 
 
 def check_weights(model: PreTrainedModel, report: Any, files: Mapping[str, Path], folder: Path, *, tied: bool) -> None:
@@ -58,7 +26,7 @@ def check_weights(model: PreTrainedModel, report: Any, files: Mapping[str, Path]
     Args:
         model: whole.
         report: transformers' loading report.
-        files: as `stored` gives them.
+        files: name of each stored tensor -> its file; none where they are in another format, then the report is all there is.
         folder: its folder.
         tied: whether its configuration says that head and embedding are one.
 

@@ -20,9 +20,9 @@ from transformers.core_model_loading import revert_weight_conversion
 from cft_ray.drift.heads import decoder_layer
 from cft_ray.errors import StageFailed
 from cft_ray.models.gathering import gathered
+from cft_ray.models.stored import INDEX
 
 SHARD_BYTES = 2 * 2**30
-INDEX = "model.safetensors.index.json"
 
 
 def gathered_parameters(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

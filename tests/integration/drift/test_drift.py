@@ -10,7 +10,7 @@ import pytest
 import torch
 from alone import Alone
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Phi3Config
 
 from cft_ray.drift.measure import measure_drift
 from cft_ray.errors import UserError
@@ -156,10 +156,31 @@ def test_a_tied_output_layer_is_the_embedding(tmp_path):
     both = measure_drift(tmp_path / "tied", saved(model_of(2, tie_word_embeddings=True), tmp_path / "tied2"))
     assert "lm_head.weight" not in both.tensors["name"].to_pylist()
 
-    weights = load_file(tmp_path / "tied2" / "model.safetensors")  # a saver that writes what is tied, and tuned nothing
-    save_file(weights | {"lm_head.weight": torch.zeros(40, 48)}, tmp_path / "tied2" / "model.safetensors")
+    weights = load_file(tmp_path / "tied2" / "model.safetensors")  # a saver that writes what is tied
+    again = weights["model.embed_tokens.weight"].clone()
+    save_file(weights | {"lm_head.weight": again}, tmp_path / "tied2" / "model.safetensors")
     for pair in (("tied", "tied2"), ("tied2", "tied")):
         assert measure_drift(*(tmp_path / name for name in pair)).summary == pytest.approx(both.summary)
+    again[-1, -1] += 1  # nobody can know which of the two is meant
+    save_file(weights | {"lm_head.weight": again}, tmp_path / "tied2" / "model.safetensors")
+    for pair in (("tied", "tied2"), ("tied2", "tied")):
+        refused(*(tmp_path / name for name in pair), r"tie_word_embeddings, but lm_head\.weight")
+
+
+def test_files_without_the_first_part_of_their_names(tmp_path):
+    """GPT-2 lies on the hub without `transformer.`, and is exported with it."""
+    small = {"vocab_size": 40, "n_embd": 48, "n_layer": 2, "n_head": 2, "bos_token_id": 1, "eos_token_id": 2}
+    torch.manual_seed(0)
+    folders = [saved(AutoModelForCausalLM.from_config(GPT2Config(**small)), tmp_path / name) for name in ("bare", "whole")]
+    expected = measure_drift(*folders)
+    weights = load_file(folders[0] / "model.safetensors")
+    bare = {name.removeprefix("transformer."): tensor for name, tensor in weights.items()}
+    assert bare.keys().isdisjoint(weights)
+    save_file(bare, folders[0] / "model.safetensors")
+    for pair in (folders, folders[::-1]):
+        found = measure_drift(*pair)
+        assert found.summary == pytest.approx(expected.summary)
+        assert {row["layer"] for row in found.tensors.to_pylist()} == {row["layer"] for row in expected.tensors.to_pylist()}
 
 
 def test_of_different_vocabularies_the_shared_rows_count(tmp_path):
