@@ -83,11 +83,12 @@ def architectures() -> list[str]:
     return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
-def tiny_config(kind: str) -> Any:
+def tiny_config(kind: str, vocabulary: int = VOCABULARY) -> Any:
     """A small configuration of a model type, with short windows and what is off by default and changes results turned on.
 
     Args:
         kind: one of `architectures`.
+        vocabulary: its tokens.
 
     Raises:
         Exception: whatever transformers raises where the type cannot be made small this way.
@@ -95,7 +96,7 @@ def tiny_config(kind: str) -> Any:
     maker: Any = CONFIG_MAPPING[kind]
     default = maker()
     text = default.get_text_config(decoder=True)
-    changes = _changes(type(text), text.to_dict(), _OWN.get(kind, {}))
+    changes = _changes(type(text), text.to_dict(), {"vocab_size": vocabulary, **_OWN.get(kind, {})})
     if text is default:
         return maker(**changes)
     inner = type(text)(**changes)
@@ -103,13 +104,13 @@ def tiny_config(kind: str) -> Any:
     return maker(**{name: inner})
 
 
-def tiny_model(kind: str, seed: int = 0) -> PreTrainedModel:
+def tiny_model(kind: str, seed: int = 0, vocabulary: int = VOCABULARY) -> PreTrainedModel:
     """A tiny model in float32, its weights drawn with `STANDARD_DEVIATION`.
 
     Raises:
         Exception: see `tiny_config`.
     """
-    config = tiny_config(kind)
+    config = tiny_config(kind, vocabulary)
     with torch.device("meta"):
         size = sum(parameter.numel() for parameter in AutoModelForCausalLM.from_config(config).parameters())
     if size > LARGEST:

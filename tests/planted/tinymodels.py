@@ -46,3 +46,19 @@ def copied(model: str, folder: Path, change: Callable[[dict[str, Any]], object] 
 def spoiled(model: str, folder: Path, name: str) -> str:
     """A copy of a model in which one number of the matrix of that name is none."""
     return copied(model, folder, lambda weights: weights[name][5, 0].fill_(float("nan")))
+
+
+def of_architecture(kind: str, folder: Path, seed: int = 0) -> str:
+    """A tiny model of any architecture of transformers, its weights drawn wide, with the byte tokenizer."""
+    from cft_ray.models.architectures import tiny_model
+    from cft_ray.training.model import byte_tokenizer
+
+    tokenizer = byte_tokenizer(128)
+    model = tiny_model(kind, seed, len(tokenizer))
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    for config in (model.config, model.generation_config):
+        for name, value in ids.items():
+            setattr(config, name, value)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)

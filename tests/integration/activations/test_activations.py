@@ -233,8 +233,15 @@ def test_models_of_other_shapes(tmp_path, random_model, prompts):
 
 
 def test_weights_that_are_not_numbers_or_not_there(tmp_path, random_model):
-    with pytest.raises(UserError, match="activations of layer 1 are not finite"):
+    with pytest.raises(UserError, match=r"model\.layers\.1\.mlp\.up_proj\.weight holds NaN"):
         measured(spoiled(random_model, tmp_path / "nan", "model.layers.1.mlp.up_proj.weight"))
+
+    def overflow(weights):
+        for name in ("up", "down"):
+            weights[f"model.layers.1.mlp.{name}_proj.weight"] *= 1e30
+
+    with pytest.raises(UserError, match="not finite"):
+        measured(copied(random_model, tmp_path / "large", overflow))
     with pytest.raises(UserError, match=r"lack weights.*layers\.0\.self_attn\.k_proj"):
         measured(copied(random_model, tmp_path / "less", lambda weights: weights.pop("model.layers.0.self_attn.k_proj.weight")))
 

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 import torch
 from alone import Alone
-from tinymodels import copied, spoiled
-from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config
+from tinymodels import copied, of_architecture, spoiled
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cft_ray.data.rows import FILE, table, write_rows
 from cft_ray.data.templates import render
@@ -50,7 +50,10 @@ def reference(pair: tuple[str, str], row: dict[str, str]) -> tuple[list[float], 
     prompt, answer = render(TOY, row)
     count = 1 + len(prompt.encode())
     ids = torch.tensor([[*tokenizer(prompt + answer).input_ids, tokenizer.eos_token_id]])
-    p, q = (AutoModelForCausalLM.from_pretrained(folder).double()(ids).logits[0, :-1].log_softmax(-1) for folder in pair)
+    p, q = (
+        AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").double()(ids).logits[0, :-1].log_softmax(-1)
+        for folder in pair
+    )
     values = (p.exp() * (p - q)).sum(-1).tolist()
     return values[: count - 1], values[count - 1 :]
 
@@ -152,28 +155,32 @@ def test_weights_that_are_not_numbers(tmp_path, pair):
     for name in ("model.layers.1.mlp.up_proj.weight", "lm_head.weight"):
         broken = spoiled(pair[0], tmp_path / name, name)
         for both in ((pair[0], broken), (broken, pair[0])):
-            with pytest.raises(UserError, match="not finite") as caught:
+            with pytest.raises(UserError, match=f"tensor {name} holds NaN") as caught:
                 measured(both)
-            assert caught.value.where == broken
+            assert caught.value.where == f"{broken}/model.safetensors"
 
 
-def test_a_head_whose_output_is_capped(tmp_path, pair):
-    tokenizer = AutoTokenizer.from_pretrained(pair[0])
-    torch.manual_seed(0)
-    config = Gemma2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=32,
-        final_logit_softcapping=0.1,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=2,
-    )
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
+@pytest.mark.parametrize("kind", ["cohere", "gemma2", "granite"])
+def test_scales_and_caps_are_part_of_the_prediction(tmp_path, kind):
+    """Against the model's own forward pass: eager attention, its own head, row by row."""
+    folders = [of_architecture(kind, tmp_path / str(seed), seed) for seed in (0, 1)]
+    found = measured((folders[0], folders[1])).rows.to_pylist()
+    for row, values in zip(found, ROWS.to_pylist(), strict=True):
+        prompt, answer = reference((folders[0], folders[1]), values)
+        assert row["prompt_nats"] == pytest.approx(sum(prompt), rel=1e-3)
+        assert row["answer_nats"] == pytest.approx(sum(answer), rel=1e-3)
+
+
+def test_a_head_whose_output_is_changed_otherwise(pair, monkeypatch):
+    folder = pair[0]
+    own = type(AutoModelForCausalLM.from_pretrained(folder))
+    forward = own.forward
+
+    def scaled(*arguments, **named):
+        output = forward(*arguments, **named)
+        output.logits = output.logits * 0.25
+        return output
+
+    monkeypatch.setattr(own, "forward", scaled)
     with pytest.raises(UserError, match="changes its head's output"):
-        measured((str(tmp_path), str(tmp_path)))
+        measured((folder, folder))

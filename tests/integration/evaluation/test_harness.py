@@ -215,6 +215,7 @@ def test_a_model_without_numbers_has_no_score(random_model, tmp_path, backend, h
         lambda model: model.loglikelihood(instances("loglikelihood", [("text", "ending"), ("text", "another")])),
         lambda model: model.loglikelihood_rolling(instances("loglikelihood_rolling", [("a text",)])),
     ):
-        with pytest.raises(UserError, match="not finite") as caught:
+        looked_at = backend == "hf" and how == "nan"  # as it is loaded
+        with pytest.raises(UserError, match="holds NaN" if looked_at else "not finite") as caught:
             ask(load_model(broken, spec(backend=backend)))
-        assert caught.value.where == broken
+        assert caught.value.where == (f"{broken}/model.safetensors" if looked_at else broken)
