@@ -169,7 +169,7 @@ def test_a_tied_output_layer_is_the_embedding(tmp_path):
 
 def test_files_without_the_first_part_of_their_names(tmp_path):
     """GPT-2 lies on the hub without `transformer.`, and is exported with it."""
-    small = {"vocab_size": 40, "n_embd": 48, "n_layer": 2, "n_head": 2, "bos_token_id": 1, "eos_token_id": 2}
+    small: dict[str, Any] = {"vocab_size": 40, "n_embd": 48, "n_layer": 2, "n_head": 2, "bos_token_id": 1, "eos_token_id": 2}
     torch.manual_seed(0)
     folders = [saved(AutoModelForCausalLM.from_config(GPT2Config(**small)), tmp_path / name) for name in ("bare", "whole")]
     expected = measure_drift(*folders)
