@@ -21,9 +21,9 @@ from urllib.parse import urlsplit
 from packaging.requirements import Requirement
 
 from cft_ray.artifacts.lease import check_locks
-from cft_ray.artifacts.storage import Storage
 from cft_ray.errors import UserError
 from cft_ray.machine import cpus, long_temporary, machine_folder
+from cft_ray.storage.root import Storage
 
 if TYPE_CHECKING:
     from rich.table import Table

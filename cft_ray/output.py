@@ -94,7 +94,7 @@ def write_file(path: Path, data: bytes) -> None:
             with path.open("wb") as sink:
                 sink.write(data)
         else:
-            from cft_ray.artifacts.storage import write_local  # pyarrow: slow to import, and most commands write no file
+            from cft_ray.storage.local import write_local
 
             write_local(path.resolve(), data)
     except OSError as error:

@@ -4,8 +4,12 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from s3double import S3Double
 
 ROOT = Path(__file__).resolve().parent.parent
 PLANTED = ROOT / "tests" / "planted"
@@ -61,3 +65,22 @@ def ray_session() -> Iterator[None]:
         )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator["S3Double"]:
+    """An S3 on loopback that misbehaves when told to."""
+    pytest.importorskip("moto.server")
+    from s3double import running
+
+    with running() as double:
+        yield double
+
+
+@pytest.fixture
+def s3(s3_server: "S3Double", monkeypatch: pytest.MonkeyPatch) -> "S3Double":
+    """The same, and this process and its children use it."""
+    for name, value in s3_server.environment().items():
+        monkeypatch.setenv(name, value)
+    s3_server.asked.clear()
+    return s3_server

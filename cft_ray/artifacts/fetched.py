@@ -19,9 +19,9 @@ from urllib.parse import quote
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from cft_ray.artifacts.manifest import Digest, inside
-from cft_ray.artifacts.storage import Storage
 from cft_ray.data.languages import filled, names_language
 from cft_ray.errors import UserError
+from cft_ray.storage.root import Storage
 
 LARGEST = 16 * 2**20
 """bytes of a manifest"""
@@ -138,7 +138,7 @@ class Fetched:
         except (ValidationError, ValueError) as error:
             raise UserError(
                 f"the manifest of {part} is damaged ({str(error).splitlines()[0]})",
-                where=self.storage.path(*path),
+                where=self.storage.location(*path),
                 fix="delete it, and run `cft-ray fetch` again: files that are whole are kept",
             ) from None
 

@@ -11,7 +11,6 @@ stayed. Should two still work on one stage, nothing is harmed: the first artifac
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import socket
@@ -23,8 +22,8 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from cft_ray.artifacts.storage import Storage
-from cft_ray.errors import UserError
+from cft_ray.storage.local import locked
+from cft_ray.storage.root import Storage
 
 BEAT = 2.0
 """seconds between heartbeats"""
@@ -189,20 +188,8 @@ def _locked(storage: Storage) -> Iterator[None]:
     if not storage.local:
         yield
         return
-    with storage.writing():
-        folder = storage.folder("leases")
-        folder.mkdir(parents=True, exist_ok=True)
-        opened = (folder / ".lock").open("w")
-    with opened:
-        try:
-            fcntl.flock(opened, fcntl.LOCK_EX)
-        except OSError as error:
-            raise UserError(
-                f"the file system of the storage has no file locks ({error.strerror})",
-                where=str(folder),
-                fix="mount it with locks (Lustre: -o flock), or give a storage.uri on another one, or an object store",
-            ) from error
-        yield  # closing gives the lock back
+    with storage.writing(), locked(storage.folder("leases")):
+        yield
 
 
 def _machine() -> str:

@@ -5,6 +5,7 @@ the artifact, its digests are digests, and a file too large to be a manifest is 
 """
 
 import hashlib
+import os
 import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,12 +14,13 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-from cft_ray.artifacts.storage import Storage
+from cft_ray.storage.root import Storage
 
 MANIFEST = "manifest.json"
 LARGEST = 16 * 2**20
 """bytes; a manifest of 100,000 files has about 12 MiB"""
 
+_FOLDER = re.compile(r"([0-9]{4,9})-[0-9a-f]{8}")
 KIND = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
@@ -68,6 +70,9 @@ class Manifest(BaseModel):
     files: list[ArtifactFile]
     rows: dict[str, int] = Field(default_factory=dict, description="table -> rows in `tables/{table}.parquet`")
     created: str = Field(description="ISO 8601, UTC")
+    folder: Annotated[str, StringConstraints(pattern=r"^([0-9]{4,9}-[0-9a-f]{8})?$")] = Field(
+        default="", description="of the files, beside the manifest; empty: they lie beside it themselves, as they once did"
+    )
     attempt: int = Field(ge=1, description="the attempt that made it: its rows are in the tables under this number")
     seconds: float = Field(ge=0, description="of the attempt that made it")
     versions: dict[str, str] = Field(default_factory=dict, description="of the libraries that made it")
@@ -126,6 +131,17 @@ def file_digest(path: Path) -> str:
     """SHA-256 of a file's content, in hexadecimal digits."""
     with path.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def folder_name(attempt: int) -> str:
+    """A name for the files of an attempt that no other attempt has."""
+    return f"{attempt:04d}-{os.urandom(4).hex()}"
+
+
+def attempt_of(folder: str) -> int | None:
+    """The attempt that a folder of files is of; None: it is no such folder."""
+    found = _FOLDER.fullmatch(folder)
+    return int(found[1]) if found else None
 
 
 def table_files(files: Iterable[ArtifactFile]) -> dict[str, str]:

@@ -1,34 +1,46 @@
 """The artifact store: ``{storage}/artifacts/{kind}/{fingerprint}/``, complete once ``manifest.json`` is there.
 
-An artifact never changes. It appears whole (locally by one rename; in an object store its manifest is put last), it is
-checked before it is used, and one that does not match its manifest is removed, so that the plan makes it again.
+Each attempt puts its files into a folder of its own, which no other attempt touches. One conditional write of the manifest,
+which names the folder, makes them the artifact: of two publishers the first stands, and the second adopts it. Folders that the
+manifest does not name are of attempts under way, or of dead ones; whoever has published removes those of earlier attempts,
+which can publish no more. An artifact never changes. It is checked before it is used, and one whose files differ from its
+manifest at a second look too is removed, so that the plan makes it again.
 """
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from pyarrow import fs
 from pyarrow import parquet as pq
 
 from cft_ray.artifacts.manifest import (
     KIND,
+    LARGEST,
     MANIFEST,
+    ArtifactFile,
     BadManifest,
     Manifest,
+    attempt_of,
+    decode,
     describe_files,
     file_digest,
+    folder_name,
     read_manifest,
     table_files,
 )
-from cft_ray.artifacts.storage import Storage, remove_local, sync, write_local
+from cft_ray.errors import UserError
 from cft_ray.machine import machine_folder
 from cft_ray.plan.stage import Stage
+from cft_ray.storage.local import remove_local, sync, write_local
+from cft_ray.storage.root import Storage
+
+LOOKS = 2
+"""times that an artifact must be found damaged before it is removed"""
 
 
 class CorruptArtifact(Exception):
@@ -46,6 +58,10 @@ class CorruptArtifact(Exception):
 
     def __str__(self) -> str:
         return f"{self.kind} {self.fingerprint[:12]}: {self.reason}"
+
+
+class MissingArtifact(CorruptArtifact):
+    """There is no such artifact: no manifest, whatever may be on its way there."""
 
 
 class ArtifactStore:
@@ -73,13 +89,19 @@ class ArtifactStore:
         """
         return self.manifest(kind, fingerprint) or self.verify(kind, fingerprint)
 
+    def present(self, names: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:
+        """Those of some (kind, fingerprint) that have a manifest."""
+        names = list(names)
+        with ThreadPoolExecutor(max_workers=16) as pool:
+            return {name for name, there in zip(names, pool.map(lambda name: self.exists(*name), names), strict=True) if there}
+
     def listing(self) -> list[tuple[str, str]]:
         """(kind, fingerprint) of every folder that may be an artifact; nothing is opened."""
         found = []
         for kind in self.storage.list("artifacts"):
-            if kind.type == fs.FileType.Directory and KIND.fullmatch(kind.base_name):
-                entries = self.storage.list("artifacts", kind.base_name)
-                found += [(kind.base_name, entry.base_name) for entry in entries if not entry.base_name.startswith(".")]
+            if not kind.is_file and KIND.fullmatch(kind.name):
+                entries = self.storage.list("artifacts", kind.name)
+                found += [(kind.name, entry.name) for entry in entries if not entry.name.startswith(".")]
         return found
 
     def manifests(self) -> Iterator[Manifest]:
@@ -90,21 +112,27 @@ class ArtifactStore:
                     yield manifest
 
     def stage_folder(self, kind: str, fingerprint: str, attempt: int) -> Path:
-        """An empty local folder for a stage to fill; leftovers of earlier attempts are removed.
+        """An empty local folder for a stage to fill, of this attempt alone.
 
-        With a local storage it lies beside the artifact, so that publishing is a rename and copies nothing.
+        With a local storage it lies where it will stay, so that publishing moves and copies nothing.
         """
-        parent = self.storage.folder("artifacts", kind) if self.storage.local else machine_folder("staging")
+        if self.storage.local:
+            folder = self.storage.folder("artifacts", kind, fingerprint, folder_name(attempt))
+        else:
+            folder = machine_folder("staging", self._place(), fingerprint, folder_name(attempt))
         with self.storage.writing():
-            parent.mkdir(parents=True, exist_ok=True)
-            for earlier in range(1, attempt + 1):  # by name: listing all artifacts each time would grow with the grid
-                remove_local(parent / f".staging-{fingerprint}-{earlier}")
-            folder = parent / f".staging-{fingerprint}-{attempt}"
-            folder.mkdir()
+            folder.mkdir(parents=True)
         return folder
 
     def publish(
-        self, stage: Stage, folder: Path, *, outputs: dict[str, Any], attempt: int, seconds: float, versions: dict[str, str]
+        self,
+        stage: Stage,
+        folder: Path,
+        *,
+        outputs: dict[str, Any],
+        attempt: int,
+        seconds: float,
+        versions: dict[str, str],
     ) -> Manifest:
         """Make ``folder``'s content the artifact of ``stage``; the folder is used up.
 
@@ -122,16 +150,31 @@ class ArtifactStore:
             the manifest that stands.
 
         Raises:
-            UserError: the storage cannot be written to.
+            UserError: the storage cannot be written to; ``folder`` is as it was.
         """
-        kind, fingerprint = stage.kind, stage.fingerprint
-        if standing := self.manifest(kind, fingerprint):
-            remove_local(folder)
-            return standing
+        try:
+            made = self._described(stage, folder, outputs, attempt, seconds, versions)
+            standing = self.manifest(made.kind, made.fingerprint) or self._bring(made, folder)
+        except (OSError, UserError):  # one that has published meanwhile removes the files of earlier attempts
+            if (found := self.manifest(stage.kind, stage.fingerprint)) is None:
+                raise
+            standing = found
+        if standing.folder != folder.name:
+            self.storage.delete("artifacts", stage.kind, stage.fingerprint, folder.name)
+        elif attempt > 1:
+            self._clear(standing)
+        if not self.storage.local:
+            remove_local(folder.parent)
+        return standing
+
+    def _described(
+        self, stage: Stage, folder: Path, outputs: dict[str, Any], attempt: int, seconds: float, versions: dict[str, str]
+    ) -> Manifest:
+        """The manifest that a stage's output would have."""
         files = describe_files(folder)
-        made = Manifest(
-            fingerprint=fingerprint,
-            kind=kind,
+        return Manifest(
+            fingerprint=stage.fingerprint,
+            kind=stage.kind,
             version=stage.spec.version,
             settings=stage.spec.identity(),
             inputs=dict(stage.inputs),
@@ -140,73 +183,108 @@ class ArtifactStore:
             files=files,
             rows={table: pq.read_metadata(folder / path).num_rows for table, path in table_files(files).items()},
             created=datetime.now(UTC).isoformat(timespec="seconds"),
+            folder=folder.name,
             attempt=attempt,
             seconds=seconds,
             versions=versions,
         )
+
+    def _bring(self, made: Manifest, folder: Path) -> Manifest:
+        """Bring the files to their place, and make them the artifact; returns the manifest that stands then."""
         if self.storage.local:
-            self._rename_into_place(folder, made)
+            with self.storage.writing():
+                _sync_below(folder)
         else:
-            self._upload(folder, made)
+            with ThreadPoolExecutor(max_workers=4) as pool:
+                sent = [pool.submit(self.storage.upload, folder / file.path, *self._file(made, file)) for file in made.files]
+                for upload in sent:
+                    upload.result()
+        return self._stand(made)
+
+    def _stand(self, made: Manifest) -> Manifest:
+        """Put a manifest where there is no sound one; returns the one that stands then."""
+        parts = ("artifacts", made.kind, made.fingerprint, MANIFEST)
+        while self.storage.put_if_absent(*parts, data=made.encode()) is None:
+            if standing := self.manifest(made.kind, made.fingerprint):
+                return standing
+            found = self.storage.read_version(*parts)  # one that is not sound, or that has just been removed
+            if found is not None and self.storage.put_if_unchanged(*parts, data=made.encode(), version=found[1]) is not None:
+                break
         return made
 
-    def _upload(self, folder: Path, made: Manifest) -> None:
+    def _clear(self, made: Manifest) -> None:
+        """Remove the files of earlier attempts: they can publish no more."""
         parts = ("artifacts", made.kind, made.fingerprint)
-        with ThreadPoolExecutor(max_workers=4) as pool:
-            for sent in [pool.submit(self.storage.upload, folder / file.path, *parts, file.path) for file in made.files]:
-                sent.result()
-        self.storage.write(*parts, MANIFEST, data=made.encode())
-        remove_local(folder)
-
-    def _rename_into_place(self, folder: Path, made: Manifest) -> None:
-        final = self.storage.folder("artifacts", made.kind, made.fingerprint)
-        with self.storage.writing():
-            for file in made.files:
-                sync(folder / file.path)
-            write_local(folder / MANIFEST, made.encode())
-            if final.exists():  # without a sound manifest: the remains of a removal that was cut off
-                remove_local(final)
-            try:
-                folder.rename(final)
-            except OSError:
-                if not self.exists(made.kind, made.fingerprint):
-                    raise
-                remove_local(folder)  # another run published between the look and the rename
-            sync(final.parent)
+        for entry in self.storage.list(*parts):
+            attempt = attempt_of(entry.name)
+            if attempt is not None and attempt < made.attempt and entry.name != made.folder:
+                self.storage.delete(*parts, entry.name)
 
     def remove(self, kind: str, fingerprint: str) -> None:
-        """Take an artifact away; the manifest goes first, so that no half of it can be taken for whole."""
-        self.storage.delete("artifacts", kind, fingerprint, MANIFEST)
-        self.storage.delete("artifacts", kind, fingerprint)
+        """Take an artifact away: its manifest first, then the files that this names. What others put there stays."""
+        data = self._manifest_data(kind, fingerprint)
+        self._remove(kind, fingerprint, data)
+
+    def _remove(self, kind: str, fingerprint: str, judged: bytes | None) -> None:
+        """Take an artifact away whose manifest reads ``judged``; one that another process has put there since stays."""
+        parts = ("artifacts", kind, fingerprint)
+        if judged is None or self._manifest_data(kind, fingerprint) != judged:
+            return
+        self.storage.delete(*parts, MANIFEST)
+        with contextlib.suppress(BadManifest):
+            manifest = decode(judged, kind, fingerprint)
+            for name in [manifest.folder] if manifest.folder else [file.path for file in manifest.files]:
+                self.storage.delete(*parts, *name.split("/"))
+
+    def _manifest_data(self, kind: str, fingerprint: str) -> bytes | None:
+        try:
+            return self.storage.read("artifacts", kind, fingerprint, MANIFEST, limit=LARGEST)
+        except ValueError:  # too large to be one
+            return b""
 
     def verify(self, kind: str, fingerprint: str) -> Manifest:
-        """Check every file against the manifest; remove the artifact if one differs.
+        """Check every file against the manifest; remove the artifact if one differs, and differs again at a second look.
 
         A local storage is checked by size and SHA-256. An object store's files are checked by size here and by SHA-256
         when they are fetched, as checking them costs their download.
 
         Raises:
-            CorruptArtifact: something differs (and the artifact is gone now), or there is no artifact.
+            MissingArtifact: there is no manifest; nothing is removed.
+            CorruptArtifact: something differs (and the artifact is gone now).
         """
-        try:
-            manifest = read_manifest(self.storage, kind, fingerprint)
-            reason = "there is no such artifact" if manifest is None else self._difference(manifest)
-        except BadManifest as error:
-            manifest, reason = None, f"its manifest is not sound ({error})"
-        if manifest is None or reason is not None:
-            self.remove(kind, fingerprint)
-            raise CorruptArtifact(kind, fingerprint, reason or "unknown")
-        return manifest
+        judged, reason = None, None
+        for _ in range(LOOKS):
+            judged = self._manifest_data(kind, fingerprint)
+            if judged is None:
+                raise MissingArtifact(kind, fingerprint, "there is no such artifact")
+            try:
+                manifest = decode(judged, kind, fingerprint)
+            except BadManifest as error:
+                reason = f"its manifest is not sound ({error})"
+                continue
+            reason = self._difference(manifest)
+            if reason is None:
+                return manifest
+        self._remove(kind, fingerprint, judged)
+        raise CorruptArtifact(kind, fingerprint, reason or "unknown")
 
     def _difference(self, manifest: Manifest) -> str | None:
-        parts = ("artifacts", manifest.kind, manifest.fingerprint)
         for file in manifest.files:
-            size = self.storage.size(*parts, file.path)
+            parts = self._file(manifest, file)
+            size = self.storage.size(*parts)
             if size != file.size:
                 return f"{file.path} is missing" if size is None else f"{file.path} has {size} bytes instead of {file.size}"
-            if self.storage.local and file_digest(self.storage.folder(*parts, file.path)) != file.sha256:
+            if self.storage.local and file_digest(self.storage.folder(*parts)) != file.sha256:
                 return f"{file.path} has another SHA-256"
         return None
+
+    def _place(self) -> str:
+        """Names the storage among this machine's folders."""
+        return sha256(self.storage.uri.encode()).hexdigest()[:12]
+
+    def _file(self, manifest: Manifest, file: ArtifactFile) -> tuple[str, ...]:
+        """Parts of the path of one of an artifact's files."""
+        return *_files(manifest), *file.path.split("/")
 
     def fetch(self, kind: str, fingerprint: str) -> Path:
         """The artifact as a local folder: the folder itself, or a download that is kept on this machine.
@@ -214,15 +292,14 @@ class ArtifactStore:
         Raises:
             CorruptArtifact: there is none, or it does not match its manifest (and has been removed).
         """
+        manifest = self.require(kind, fingerprint)
         if self.storage.local:
-            manifest = self.manifest(kind, fingerprint)
-            folder = self.storage.folder("artifacts", kind, fingerprint)
-            if manifest is None or not _sizes_match(folder, manifest):
+            folder = self.storage.folder(*_files(manifest))
+            if not _sizes_match(folder, manifest):
                 self.verify(kind, fingerprint)  # says what differs, and removes it
             return folder
-        cache = machine_folder("artifacts", sha256(self.storage.uri.encode()).hexdigest()[:12], kind)
+        cache = machine_folder("artifacts", self._place(), kind)
         folder = cache / fingerprint
-        manifest = self.verify(kind, fingerprint)
         if folder.exists():
             if (folder / MANIFEST).read_bytes() == manifest.encode() and _sizes_match(folder, manifest):
                 return folder
@@ -237,15 +314,35 @@ class ArtifactStore:
         return folder
 
     def _download(self, manifest: Manifest, target: Path) -> None:
-        parts = ("artifacts", manifest.kind, manifest.fingerprint)
         target.mkdir(parents=True)
         with ThreadPoolExecutor(max_workers=4) as pool:
-            digests = pool.map(lambda file: self.storage.download(target / file.path, *parts, file.path), manifest.files)
-            for file, digest in zip(manifest.files, digests, strict=True):
-                if digest != file.sha256:
-                    self.remove(manifest.kind, manifest.fingerprint)
-                    raise CorruptArtifact(manifest.kind, manifest.fingerprint, f"{file.path} has another SHA-256")
+            for arrived in [pool.submit(self._download_file, manifest, file, target / file.path) for file in manifest.files]:
+                arrived.result()
         write_local(target / MANIFEST, manifest.encode())
+
+    def _download_file(self, manifest: Manifest, file: ArtifactFile, target: Path) -> None:
+        reason = ""
+        for _ in range(LOOKS):  # what was damaged on the way comes whole the second time
+            try:
+                if self.storage.download(target, *self._file(manifest, file)) == file.sha256:
+                    return
+            except FileNotFoundError:
+                reason = f"{file.path} is missing"
+            else:
+                reason = f"{file.path} has another SHA-256"
+        self._remove(manifest.kind, manifest.fingerprint, self._manifest_data(manifest.kind, manifest.fingerprint))
+        raise CorruptArtifact(manifest.kind, manifest.fingerprint, reason)
+
+
+def _files(manifest: Manifest) -> tuple[str, ...]:
+    """Parts of the path of the folder of an artifact's files."""
+    return "artifacts", manifest.kind, manifest.fingerprint, *([manifest.folder] if manifest.folder else [])
+
+
+def _sync_below(folder: Path) -> None:
+    """Make a local folder durable: the content of its files, and their names."""
+    for path in (*folder.rglob("*"), folder, folder.parent, folder.parent.parent):
+        sync(path)
 
 
 def _sizes_match(folder: Path, manifest: Manifest) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
-from cft_ray.artifacts.storage import Storage
+from cft_ray.storage.root import Storage
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -45,8 +45,8 @@ class Answers:
         """Place of a request among its fellows -> answer, of all parts; ``name``: see `name_of`."""
         found: dict[int, Answer] = {}
         for entry in self.storage.list("answers", name):
-            if entry.is_file and entry.base_name.endswith(".json"):
-                part = json.loads(self.storage.read("answers", name, entry.base_name) or b"{}")
+            if entry.is_file and entry.name.endswith(".json"):
+                part = json.loads(self.storage.read("answers", name, entry.name) or b"{}")
                 found |= {int(place): tuple(answer) if isinstance(answer, list) else answer for place, answer in part.items()}
         return found
 

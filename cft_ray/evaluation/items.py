@@ -16,7 +16,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset
 
-from cft_ray.artifacts.storage import CHUNK
 from cft_ray.data.languages import filled, names_language
 from cft_ray.data.paths import Found, from_wildcard, is_uri, matching
 from cft_ray.data.readers import require_columns
@@ -26,6 +25,7 @@ from cft_ray.machine import machine_folder
 from cft_ray.plan.digest import Digests
 from cft_ray.plan.items import items_digest
 from cft_ray.plan.specs import ItemsSource
+from cft_ray.storage.local import CHUNK
 
 LINES = (".jsonl", ".ndjson", ".json")
 

@@ -7,9 +7,9 @@ scoring fails long after the answers were paid for. Here it is looked for before
 import os
 from pathlib import Path
 
-from cft_ray.artifacts.storage import Storage
 from cft_ray.errors import UserError
 from cft_ray.machine import machine_folder
+from cft_ray.storage.root import Storage
 
 NEEDED = "tokenizers/punkt_tab"
 
@@ -64,8 +64,8 @@ def _local(folder: str) -> str:
         return storage.root
     target = machine_folder("nltk")
     for entry in storage.list(*NEEDED.split("/"), recursive=True):
-        name = entry.path.removeprefix(storage.root + "/")
-        if entry.is_file and not (target / name).exists():
+        name = f"{NEEDED}/{entry.name}"
+        if not (target / name).exists():
             unfinished = Path(f"{target / name}.part")
             storage.download(unfinished, name)
             unfinished.replace(target / name)

@@ -18,7 +18,6 @@ from ray.exceptions import RayError, RayTaskError
 
 from cft_ray.artifacts.lease import Lease, Observer, Record
 from cft_ray.artifacts.manifest import Manifest
-from cft_ray.artifacts.storage import Storage, remove_local
 from cft_ray.artifacts.store import ArtifactStore, CorruptArtifact
 from cft_ray.errors import StageFailed, UserError, without_secrets
 from cft_ray.execute.context import RunContext
@@ -29,6 +28,8 @@ from cft_ray.machine import instruction_set
 from cft_ray.metrics.reporter import Reporter
 from cft_ray.stages import runner
 from cft_ray.stages.accounting import settle
+from cft_ray.storage.local import remove_local
+from cft_ray.storage.root import Storage
 
 POLL = 0.5
 """seconds between looks at a lease that another run holds"""

@@ -12,7 +12,7 @@ from ray._private import services, state
 
 from cft_ray.errors import UserError
 from cft_ray.execute.capacity import Capacity, cluster_capacity
-from cft_ray.execute.environment import SETTINGS, local_system_config, prepare_local
+from cft_ray.execute.environment import SETTINGS, TRAVELS, local_system_config, prepare_local
 from cft_ray.machine import cpus as usable_cpus
 from cft_ray.machine import prepare_temporary
 
@@ -63,7 +63,7 @@ def _connect(address: str) -> Any:
         where = f"environment variable {VARIABLE}={address}"
         fix = f"unset {VARIABLE} to run on this machine (or --address local), or name a cluster that is running"
     _look(address, where, fix)
-    environment = {name: os.environ[name] for name in SETTINGS}
+    environment = {name: os.environ[name] for name in (*SETTINGS, *TRAVELS) if name in os.environ}
     try:
         return ray.init(address=address, log_to_driver=False, runtime_env={"env_vars": environment})
     except Exception as error:  # a version that differs, a head that is going down …: Ray has no base class for these

@@ -5,7 +5,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from cft_ray.artifacts.storage import Storage
 from cft_ray.artifacts.store import ArtifactStore
 from cft_ray.errors import UserError
 from cft_ray.execute.progress import Board
@@ -14,6 +13,7 @@ from cft_ray.machine import machine_folder
 from cft_ray.metrics.reporter import Reporter
 from cft_ray.plan.specs import Checkpoint
 from cft_ray.plan.stage import Stage
+from cft_ray.storage.root import Storage
 
 
 class RunContext:
@@ -100,7 +100,5 @@ def _download_once(storage: Storage, target: Path) -> None:
     if marker.exists():
         return
     for entry in storage.list(recursive=True):
-        if entry.is_file:
-            name = entry.path.removeprefix(storage.root + "/")
-            storage.download(target / name, name)
+        storage.download(target / entry.name, entry.name)
     marker.touch()

@@ -28,6 +28,9 @@ SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a driver without GPUs leaves CUDA_VISIBLE_DEVICES alone
 }
 
+TRAVELS = ("CFT_RAY_STORAGE_PATIENCE",)
+"""Variables of our own that reach the workers of a cluster where they are set."""
+
 LOCAL_SETTINGS = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process a training that waits for a cloud to take the node away
 }

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from cft_ray.artifacts.storage import Storage
 from cft_ray.errors import UserError
 from cft_ray.plan.stage import Plan
+from cft_ray.storage.root import Storage
 
 LARGEST = 512 * 2**20
 """bytes; a plan of 10,000 cells has about 40 MiB"""
@@ -54,7 +54,7 @@ def save_plan(storage: Storage, plan: Plan) -> None:
 
 def recorded_grids(storage: Storage) -> list[str]:
     """Names of the grids that were run with this storage."""
-    return sorted(entry.base_name.removesuffix(".json") for entry in storage.list("runs") if entry.extension == "json")
+    return sorted(entry.name.removesuffix(".json") for entry in storage.list("runs") if entry.name.endswith(".json"))
 
 
 def load_plan(storage: Storage, grid: str | None = None) -> RecordedPlan:
@@ -85,7 +85,7 @@ def load_plan(storage: Storage, grid: str | None = None) -> RecordedPlan:
         }
         return RecordedPlan(body["grid"], body["started"], stages, body["cells"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        where = storage.path("runs", f"{grid}.json")
+        where = storage.location("runs", f"{grid}.json")
         raise UserError(f"the record of the run is damaged: {error}", where=where, fix="run the grid again") from error
 
 

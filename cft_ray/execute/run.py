@@ -21,8 +21,7 @@ from rich.console import Console
 
 from cft_ray.artifacts.lease import check_locks, release_run
 from cft_ray.artifacts.manifest import Manifest
-from cft_ray.artifacts.storage import Storage
-from cft_ray.artifacts.store import ArtifactStore, CorruptArtifact
+from cft_ray.artifacts.store import ArtifactStore, CorruptArtifact, MissingArtifact
 from cft_ray.execute.cluster import OBJECT_STORE, capacity, connected
 from cft_ray.execute.hosts import Hosts
 from cft_ray.execute.progress import Board, Display
@@ -36,6 +35,7 @@ from cft_ray.grid.loggers import Logger
 from cft_ray.metrics.accounts import accounts, lines
 from cft_ray.metrics.reporter import Reporter, start_reporter
 from cft_ray.plan.stage import Plan, skips
+from cft_ray.storage.root import Storage
 
 RETRIES = 2
 """further tries of a stage whose process or node died"""
@@ -221,6 +221,8 @@ def verify_cached(plan: Plan, store: ArtifactStore, console: Console, interrupt:
         for number, check in enumerate(checks, 1):
             try:
                 sound.append(check.result())
+            except MissingArtifact:  # begun, perhaps by another run that is at it now
+                continue
             except CorruptArtifact as error:
                 console.print(f"removed, to be made again: {error}", markup=False, highlight=False, soft_wrap=True)
             if status is not None:

@@ -29,6 +29,8 @@ _Shared = tuple[tuple[str | None, str], Resources]
 
 PATIENCE = 16
 """stages that may start while a more urgent one waits for room"""
+MADE_AGAIN = 2
+"""times that an input which was found damaged is made again"""
 
 
 class State(StrEnum):
@@ -82,6 +84,7 @@ class Schedule:
         """host -> what it has loaded"""
         self._released: list[str] = []
         self._host_names = count(1)
+        self._made_again: Counter[str] = Counter()
         self._position = {key: index for index, key in enumerate(stages)}
         for key, stage in stages.items():
             if stage.skip is not None and self.states[key] == State.WAITING:
@@ -228,7 +231,13 @@ class Schedule:
             self._make_ready(user)
 
     def make_again(self, lost: str, user: str) -> None:
-        """``user``, running, found the artifact of its input ``lost`` damaged: both go back."""
+        """``user``, running, found the artifact of its input ``lost`` damaged: both go back, `MADE_AGAIN` times at most."""
+        self._made_again[lost] += 1
+        if self._made_again[lost] > MADE_AGAIN:
+            stage = self.stages[lost]
+            what = f"its input {stage.label or lost[:12]} ({stage.kind}) was found damaged {self._made_again[lost]} times"
+            self.finish(user, f"{what}, however often it was made again: the storage or a disk does not keep what is written")
+            return
         self._leave(user, whole=False)
         self._move(user, State.WAITING)
         for key in [lost, *(key for key in self._users[lost] if self.states[key] == State.READY)]:

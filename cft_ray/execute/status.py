@@ -11,13 +11,13 @@ from rich.table import Table
 from rich.text import Text
 
 from cft_ray.artifacts.lease import holder
-from cft_ray.artifacts.storage import Storage
 from cft_ray.artifacts.store import ArtifactStore
 from cft_ray.data.accounts import RowAccount
 from cft_ray.execute.record import RecordedPlan, load_plan
 from cft_ray.metrics.accounts import accounts, lines
 from cft_ray.metrics.store import read_files
 from cft_ray.plan.stage import skips
+from cft_ray.storage.root import Storage
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,9 @@ def status(storage_uri: str, grid: str | None = None) -> GridStatus:
     """
     storage = Storage(storage_uri)
     plan = load_plan(storage, grid)
-    done = {fingerprint for _, fingerprint in ArtifactStore(storage).listing()}
+    store = ArtifactStore(storage)
+    begun = set(store.listing())
+    done = {key for _, key in store.present({(stage.kind, key) for key, stage in plan.stages.items()} & begun)}
     attempts = _last_attempts(storage)
     states: dict[str, str] = {}
     for key, stage in plan.stages.items():

@@ -13,7 +13,6 @@ import pyarrow as pa
 from pyarrow import parquet as pq
 
 from cft_ray.artifacts.manifest import Manifest, table_files
-from cft_ray.artifacts.storage import Storage
 from cft_ray.artifacts.store import ArtifactStore, CorruptArtifact
 from cft_ray.metrics.cells import cell_rows, cells_key
 from cft_ray.metrics.keys import KeyRanges
@@ -21,6 +20,7 @@ from cft_ray.metrics.reporter import Reporter
 from cft_ray.metrics.schemas import KEY, SCHEMAS, UnfitRows
 from cft_ray.metrics.store import read_files
 from cft_ray.plan.stage import Plan
+from cft_ray.storage.root import Storage
 
 BATCH = 50_000
 """rows sent at a time"""

@@ -16,10 +16,11 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.hf_api import RepoFile
 
 from cft_ray.artifacts.fetched import Copied, CopiedFile, Fetched, Part
-from cft_ray.artifacts.storage import CHUNK, Storage, remove_local, sync
 from cft_ray.errors import UserError
 from cft_ray.fetch.hub import Listing, asking, listing
 from cft_ray.machine import machine_folder
+from cft_ray.storage.local import CHUNK, remove_local, sync
+from cft_ray.storage.root import Storage
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,7 @@ def copy(part: Part, fetched: Fetched, tell: Callable[[str], None] = lambda _: N
 def _present(fetched: Fetched, part: Part, commit: str) -> dict[str, int]:
     """Path below the part's folder -> bytes. A file with the right size is whole: it took its place in one step."""
     folder = fetched.folder(part, commit)
-    root = fetched.storage.path(*folder) + "/"
-    found = fetched.storage.list(*folder, recursive=True)
-    return {entry.path.removeprefix(root): entry.size for entry in found if entry.is_file}
+    return {entry.name: entry.size for entry in fetched.storage.list(*folder, recursive=True) if entry.size is not None}
 
 
 def _whole(fetched: Fetched, part: Part, known: Copied) -> bool:
@@ -146,12 +145,7 @@ def _sha256(fetched: Fetched, part: Part, commit: str, target: str, file: RepoFi
     """Of a file in its place: the hub knows those of large files, the others are read."""
     if file.lfs is not None:
         return file.lfs.sha256
-    path = fetched.storage.path(*fetched.folder(part, commit), target)
-    digest = hashlib.sha256()
-    with fetched.storage.filesystem.open_input_stream(path) as source:
-        while chunk := source.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+    return fetched.storage.digest(*fetched.folder(part, commit), target)
 
 
 def _amount(size: int) -> str:

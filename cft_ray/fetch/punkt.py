@@ -7,8 +7,8 @@ import tempfile
 from pathlib import Path
 
 from cft_ray.artifacts.fetched import NLTK, Fetched
-from cft_ray.artifacts.storage import Storage
 from cft_ray.errors import UserError
+from cft_ray.storage.root import Storage
 
 PUNKT = "tokenizers/punkt_tab"
 

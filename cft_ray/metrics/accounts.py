@@ -4,9 +4,9 @@ from collections.abc import Iterable
 
 import pyarrow as pa
 
-from cft_ray.artifacts.storage import Storage
 from cft_ray.data.accounts import RowAccount
 from cft_ray.metrics.store import read_files
+from cft_ray.storage.root import Storage
 
 _COLUMNS = ["fingerprint", "attempt", "sequence", "fate", "reason", "count", "found"]
 

@@ -16,13 +16,12 @@ from typing import cast
 import polars as pl
 import pyarrow as pa
 from polars.io.plugins import register_io_source
-from pyarrow import fs
 
-from cft_ray.artifacts.storage import Storage
 from cft_ray.errors import UserError
 from cft_ray.metrics.cells import PHASES
 from cft_ray.metrics.schemas import KEY, SCHEMAS
 from cft_ray.metrics.store import FOLDER, read_files
+from cft_ray.storage.root import Storage
 
 _DRIFT = ("mpd", "rms", "l2")
 CELL = ("grid", "cell", "model", "phase1", "phase2", "strategy", "seed", "settings")
@@ -39,8 +38,8 @@ def open_results(uri: str | Path) -> "Results":
     """
     storage = Storage(uri)
     kind = storage.kind()
-    if kind != fs.FileType.Directory:
-        what = "there is no storage here" if kind == fs.FileType.NotFound else "this is a file, and no storage"
+    if kind != "folder":
+        what = "there is no storage here" if kind is None else "this is a file, and no storage"
         raise UserError(what, where=str(uri), fix="give the grid's storage.uri; `cft-ray run GRID` makes it")
     return Results(storage)
 
@@ -215,7 +214,7 @@ class Results:
             yield frame.head(rows) if rows is not None else frame
 
         empty = _frame(SCHEMAS[name].empty_table())
-        where = self._storage.path(FOLDER, name)
+        where = self._storage.location(FOLDER, name)
         return register_io_source(source, schema=empty.schema, explain_name=f"table {name}", explain_detail=where)
 
 

@@ -19,10 +19,10 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cft_ray.artifacts.storage import Storage
 from cft_ray.errors import UserError
 from cft_ray.metrics.schemas import table_of
 from cft_ray.metrics.store import Append, TableStore
+from cft_ray.storage.root import Storage
 
 NAMESPACE = "cft-ray"
 PATIENCE_SECONDS = 300.0

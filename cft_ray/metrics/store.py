@@ -18,15 +18,17 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyarrow import fs
 
-from cft_ray.artifacts.storage import Storage
 from cft_ray.errors import UserError
 from cft_ray.metrics.keys import KeyRanges, merged
 from cft_ray.metrics.schemas import KEY, SCHEMAS, conform, keyed
+from cft_ray.storage.entry import Entry
+from cft_ray.storage.errors import StorageError
+from cft_ray.storage.root import Storage
 
 FOLDER = "tables"
 FAN_IN = 32
@@ -37,17 +39,11 @@ STALE_SECONDS = 3600.0
 """age at which a temporary file must be a crash's leaving"""
 _LOOKS = 20
 """listings after which files that vanish between listing and reading are an error"""
-_PAUSES = (0.2, 0.5, 1.0, 2.0, 4.0)
-"""seconds between tries to read a file that the storage does not give"""
 _OURS = re.compile(r"(\d)-[0-9a-f]{32}\.parquet")
 
 
 class DamagedFileWarning(UserWarning):
     """A file in a table's folder is no readable part of the table (cut short, foreign); it was left out."""
-
-
-class StorageUnreadable(UserError):
-    """The storage did not give a file that is there."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +70,8 @@ class TableStore:
         self._levels: dict[int, dict[str, int]] = {}
         """level -> file name -> bytes"""
         for info in table_files(storage, name):
-            if match := _OURS.fullmatch(info.base_name):
-                self._levels.setdefault(int(match[1]), {})[info.base_name] = info.size
+            if match := _OURS.fullmatch(info.name):
+                self._levels.setdefault(int(match[1]), {})[info.name] = info.size or 0
         for _, rows in read_files(storage, name, list(KEY)):
             self._keys.add_rows(rows)
         self._remove_leavings()
@@ -154,17 +150,15 @@ class TableStore:
     def _remove_leavings(self) -> None:
         """Remove temporary files that a crash left, old enough to be nobody's."""
         for info in self.storage.list(FOLDER, self.name):
-            hidden = info.type == fs.FileType.File and info.base_name.startswith(".")
-            if hidden and info.mtime and (datetime.now(UTC) - info.mtime).total_seconds() > STALE_SECONDS:
-                self.storage.delete(FOLDER, self.name, info.base_name)
+            hidden = info.is_file and info.name.startswith(".")
+            if hidden and info.changed and (datetime.now(UTC) - info.changed).total_seconds() > STALE_SECONDS:
+                self.storage.delete(FOLDER, self.name, info.name)
 
 
-def table_files(storage: Storage, name: str) -> list[fs.FileInfo]:
+def table_files(storage: Storage, name: str) -> list[Entry]:
     """The Parquet files of a table; none where it has none yet."""
     found = storage.list(FOLDER, name)
-    return [
-        info for info in found if info.type == fs.FileType.File and info.extension == "parquet" and info.base_name[0] not in "._"
-    ]
+    return [info for info in found if info.is_file and info.name.endswith(".parquet") and info.name[0] not in "._"]
 
 
 def read_files(storage: Storage, name: str, columns: list[str]) -> list[tuple[str, pa.Table]]:
@@ -187,10 +181,10 @@ def read_files(storage: Storage, name: str, columns: list[str]) -> list[tuple[st
     """
     for _ in range(_LOOKS):
         try:
-            return _read(storage, name, columns, [info.base_name for info in table_files(storage, name)])
+            return _read(storage, name, columns, [info.name for info in table_files(storage, name)])
         except FileNotFoundError:  # a compaction removed it since the listing: its rows are in a new file
             time.sleep(0.05)
-    raise UserError("the table's files change faster than they are read", where=storage.path(FOLDER, name), fix="try again")
+    raise UserError("the table's files change faster than they are read", where=storage.location(FOLDER, name), fix="try again")
 
 
 def _read(
@@ -199,14 +193,14 @@ def _read(
     """As `read_files`, of given files; ``columns``: None for all, those that this version does not know behind the others."""
 
     def read(file: str) -> pa.Table | None:
-        path = storage.path(FOLDER, name, file)
+        path = storage.location(FOLDER, name, file)
         try:
-            return _patiently(storage, name, columns, file)
+            return _rows_of(storage, name, columns, file)
         except FileNotFoundError:
             if vanished_ok:
                 return None
             raise
-        except StorageUnreadable:
+        except StorageError:
             raise
         except (pa.ArrowException, OSError, UserError) as error:
             reason = str(error).splitlines()[0]
@@ -217,40 +211,28 @@ def _read(
         return [(file, rows) for file, rows in zip(files, pool.map(read, files), strict=True) if rows is not None]
 
 
-def _patiently(storage: Storage, name: str, columns: list[str] | None, file: str) -> pa.Table:
-    """A file's rows. What pyarrow raises tells a damaged file and a failing storage badly apart: both may be an OSError. So
-    the bytes are fetched then: if the storage gives them, what is wrong with them is wrong with the file.
+def _rows_of(storage: Storage, name: str, columns: list[str] | None, file: str) -> pa.Table:
+    """A file's rows. What pyarrow raises tells a damaged file and a failing disk badly apart: both may be an OSError. So the
+    bytes are fetched then: if the storage gives them, what is wrong with them is wrong with the file.
 
     Raises:
         FileNotFoundError: it is not there.
-        StorageUnreadable: the storage did not give it.
+        StorageError: the storage did not give it.
         pa.ArrowException, OSError, UserError: it is no part of the table.
     """
-    for pause in (*_PAUSES, None):
-        try:
-            with storage.filesystem.open_input_file(storage.path(FOLDER, name, file)) as source:
-                return _rows(name, columns, source)
-        except FileNotFoundError:
-            raise
-        except (pa.ArrowException, OSError):
-            try:
-                data = storage.read(FOLDER, name, file)
-            except (OSError, UserError) as error:
-                if pause is None:
-                    raise StorageUnreadable(
-                        f"a file of the table cannot be read: {error}",
-                        where=storage.path(FOLDER, name, file),
-                        fix="check the storage and the access to it, and try again",
-                    ) from error
-                time.sleep(pause)
-                continue
-            if data is None:
-                raise FileNotFoundError(file) from None
-            return _rows(name, columns, pa.BufferReader(data))
-    raise AssertionError("the last pause is None")
+    try:
+        with storage.open(FOLDER, name, file) as source:
+            return _rows(name, columns, source)
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError):
+        data = storage.read(FOLDER, name, file)
+    if data is None:
+        raise FileNotFoundError(file)
+    return _rows(name, columns, pa.BufferReader(data))
 
 
-def _rows(name: str, columns: list[str] | None, source: pa.NativeFile) -> pa.Table:
+def _rows(name: str, columns: list[str] | None, source: BinaryIO | pa.NativeFile) -> pa.Table:
     parquet = pq.ParquetFile(source)
     there = parquet.schema_arrow.names
     known = columns if columns is not None else SCHEMAS[name].names

@@ -115,8 +115,8 @@ def stored(grid: Grid) -> Iterable[Artifact]:
         with contextlib.suppress(PermissionError):  # which it puts into words
             if not (local_path(uri) / "artifacts").is_dir():
                 return ()
-    from cft_ray.artifacts.storage import Storage  # pyarrow: slow to import, and a first plan does not need it
     from cft_ray.artifacts.store import ArtifactStore
+    from cft_ray.storage.root import Storage
 
     return ArtifactStore(Storage(uri)).manifests()
 

@@ -12,12 +12,12 @@ from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 
-from cft_ray.artifacts.storage import write_local
 from cft_ray.errors import UserError
 from cft_ray.metrics.show import ABSENT, exported
 from cft_ray.report.correlation import ALL, BACKWARD_TRANSFER, DESCRIPTIVE, WITHIN, correlations, measured_predictors
 from cft_ray.report.figures import des, drift, forgetting, languages, layer_means, style, variance
 from cft_ray.report.tables import GridTables, NothingToDraw
+from cft_ray.storage.local import write_local
 
 FIGURES: dict[str, Callable[[GridTables], dict[str, Figure]]] = {
     "Figure 1, layer means": layer_means.draw,

@@ -3,8 +3,8 @@
 from importlib.resources import files
 from pathlib import Path
 
-from cft_ray.artifacts.storage import write_local
 from cft_ray.errors import UserError
+from cft_ray.storage.local import write_local
 
 CHECKOUT = "/home/ubuntu/cft-ray: ."
 """the line of cluster.yaml that says which folder is the project"""

@@ -119,7 +119,7 @@ def test_training_is_recorded_step_by_step(ran):
 
 def test_replay_is_a_tenth_of_the_phase_2_data(ran):
     folder, _ = ran
-    (replay,) = (folder / "storage" / "artifacts" / "replay").glob("*/rows.parquet")
+    (replay,) = (folder / "storage" / "artifacts" / "replay").glob("*/*/rows.parquet")
     assert pl.read_parquet(replay).height == 20
 
 
@@ -152,7 +152,7 @@ def test_status_says_that_all_is_there(ran):
 def test_again_does_only_what_is_missing_or_damaged(ran):
     folder, run = ran
     before = manifests(folder)
-    (rows, *_) = sorted((folder / "storage" / "artifacts" / "dataset").glob("*/rows.parquet"))
+    (rows, *_) = sorted((folder / "storage" / "artifacts" / "dataset").glob("*/*/rows.parquet"))
     rows.write_bytes(rows.read_bytes()[:-100])
     again = cft_ray_("run", "grid.yaml", cwd=folder)
     assert again.returncode == 0, again.stderr[-8000:]

@@ -18,9 +18,9 @@ from rich.console import Console
 from toygraph import World
 
 from cft_ray.artifacts.lease import holder
-from cft_ray.artifacts.storage import Storage
 from cft_ray.execute.run import Outcome, run
 from cft_ray.plan.stage import Plan
+from cft_ray.storage.root import Storage
 
 DRIVER = Path(__file__).parent.parent / "planted" / "drive.py"
 WAIT = 240.0
@@ -68,7 +68,7 @@ def slow_runs(world: World) -> bool:
     """The slow stage has begun, and the quick ones are behind us with their rows."""
     if not (world.began()["slow"] and world.ended()["quick"] and world.ended()["other"]):
         return False
-    return len(list(Path(world.storage, "artifacts", "toystage").glob("[0-9a-f]*"))) == 2
+    return len(list(Path(world.storage, "artifacts", "toystage").glob("*/manifest.json"))) == 2
 
 
 def test_a_killed_driver_leaves_what_was_finished(world, ray_session):

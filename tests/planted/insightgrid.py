@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from cft_ray.artifacts.storage import Storage
 from cft_ray.metrics.cells import cell_rows, cells_key
 from cft_ray.metrics.schemas import table_of
 from cft_ray.metrics.store import Append, TableStore
 from cft_ray.plan.stage import Plan, PlannedCell
+from cft_ray.storage.root import Storage
 
 GRID = "planted"
 PAIRS = (("letters", "multi-letters"), ("instruct", "multi-letters"), ("numbers", "multi-numbers"), ("instruct", "multi-numbers"))

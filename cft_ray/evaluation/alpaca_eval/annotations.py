@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from cft_ray.artifacts.storage import Storage
 from cft_ray.evaluation.alpaca_eval.annotator import Question
+from cft_ray.storage.root import Storage
 
 READERS = 8
 """files read at a time: an object store answers each after a while"""
@@ -61,7 +61,7 @@ class Annotations:
     def read(self, questions: Sequence[Question]) -> dict[int, Annotation]:
         """Number of an item -> its judgement, where there is one of exactly this question."""
         wanted = {_name(question.number, question.digest) for question in questions}
-        there = [entry.base_name for entry in self._storage.list("annotations") if entry.base_name in wanted]
+        there = [entry.name for entry in self._storage.list("annotations") if entry.name in wanted]
         with ThreadPoolExecutor(READERS) as pool:
             kept = list(pool.map(self._read, there))
         self._found = {annotation.number: annotation for annotation in kept}

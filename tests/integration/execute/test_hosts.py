@@ -7,10 +7,10 @@ from loadingstage import LoadingSpec
 from rich.console import Console
 from toygraph import World, plan
 
-from cft_ray.artifacts.storage import Storage
 from cft_ray.artifacts.store import ArtifactStore
 from cft_ray.execute.run import run
 from cft_ray.plan.stage import Plan, Resources, Stage
+from cft_ray.storage.root import Storage
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

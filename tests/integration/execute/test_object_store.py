@@ -1,67 +1,35 @@
 """The artifact store, leases and tables' storage on S3 (a local server that speaks it)."""
 
-import os
+import itertools
 import threading
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from s3double import Garble, Refuse
 
 from cft_ray.artifacts import lease
 from cft_ray.artifacts.lease import Observer, holder
-from cft_ray.artifacts.storage import Storage
-from cft_ray.artifacts.store import ArtifactStore, CorruptArtifact
-from cft_ray.errors import UserError
+from cft_ray.artifacts.manifest import Manifest
+from cft_ray.artifacts.store import ArtifactStore, CorruptArtifact, MissingArtifact
 from cft_ray.plan.specs import DatasetSpec
 from cft_ray.plan.stage import Stage
+from cft_ray.storage.root import Storage
 
-moto_server = pytest.importorskip("moto.server")
 STAGE = Stage(DatasetSpec(toy="letters", columns={}, languages=("en",)), label="letters")
 NAME = (STAGE.kind, STAGE.fingerprint)
 
 
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
 @pytest.fixture
-def storage(endpoint, monkeypatch, tmp_path) -> Storage:
-    import boto3
-
-    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+def storage(s3, monkeypatch, tmp_path) -> Storage:
     monkeypatch.setenv("CFT_RAY_CACHE", str(tmp_path / "cache"))
-    bucket = f"bucket-{os.urandom(4).hex()}"
-    boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1").create_bucket(Bucket=bucket)
-    return Storage(f"s3://{bucket}/some/prefix")
+    return Storage(f"s3://{s3.bucket()}/some/prefix", patience=30)
 
 
-def publish(store: ArtifactStore, attempt: int = 1) -> None:
+def publish(store: ArtifactStore, attempt: int = 1) -> Manifest:
     folder = store.stage_folder(*NAME, attempt)
     (folder / "model").mkdir()
     (folder / "model" / "weights").write_bytes(b"0123456789" * 1000)
-    store.publish(STAGE, folder, outputs={"rows": 1}, attempt=attempt, seconds=1.0, versions={})
-
-
-def test_bytes_come_and_go(storage):
-    storage.check_writable()
-    assert storage.read("runs", "x.json") is None and storage.list("runs") == []
-    storage.write("runs", "x.json", data=b"{}")
-    assert storage.read("runs", "x.json") == b"{}" and storage.size("runs", "x.json") == 2
-    assert [entry.base_name for entry in storage.list("runs")] == ["x.json"]
-    storage.delete("runs", "x.json")
-    assert storage.read("runs", "x.json") is None
-
-
-def test_a_bucket_that_is_not_there_is_a_user_error(storage):
-    with pytest.raises(UserError, match="cannot be written"):
-        Storage("s3://no-such-bucket-here/x").check_writable()
+    return store.publish(STAGE, folder, outputs={"rows": 1}, attempt=attempt, seconds=1.0, versions={})
 
 
 def test_artifacts_are_uploaded_downloaded_once_and_checked(storage):
@@ -79,13 +47,70 @@ def test_artifacts_are_uploaded_downloaded_once_and_checked(storage):
 @pytest.mark.parametrize("content", [b"short", b"9876543210" * 1000])
 def test_damage_is_found_before_use(storage, content):
     store = ArtifactStore(storage)
-    publish(store)
-    storage.write("artifacts", *NAME, "model", "weights", data=content)
+    made = publish(store)
+    storage.write("artifacts", *NAME, made.folder, "model", "weights", data=content)
     with pytest.raises(CorruptArtifact):
         store.fetch(*NAME)
     assert not store.exists(*NAME)
     publish(store, attempt=2)
     assert (store.fetch(*NAME) / "model" / "weights").stat().st_size == 10_000
+
+
+def test_one_bad_download_is_downloaded_again(storage, s3):
+    """A byte is changed on the way, once."""
+    store, bad = ArtifactStore(storage), [Garble()]
+    made = publish(store)
+    with s3.behaving(lambda asked: bad.pop() if bad and asked.method == "GET" and asked.path.endswith("weights") else None):
+        folder = store.fetch(*NAME)
+    assert not bad and (folder / "model" / "weights").read_bytes() == b"0123456789" * 1000
+    assert store.verify(*NAME) == made
+
+
+def test_what_another_uploads_is_left_alone(storage, s3):
+    """Between the first file and the manifest: absent, and whoever looks removes nothing."""
+    store = ArtifactStore(storage)
+    uploading, go_on = threading.Event(), threading.Event()
+
+    def hold(asked):
+        if asked.method == "PUT" and asked.path.endswith("manifest.json"):
+            uploading.set()
+            assert go_on.wait(30)
+
+    with s3.behaving(hold), ThreadPoolExecutor(1) as pool:
+        publishing = pool.submit(publish, store)
+        assert uploading.wait(30)
+        with pytest.raises(MissingArtifact):
+            store.verify(*NAME)
+        with pytest.raises(MissingArtifact):
+            store.fetch(*NAME)
+        assert store.present(store.listing()) == set() and store.listing() == [NAME]
+        go_on.set()
+        made = publishing.result()
+    assert store.verify(*NAME) == made and (store.fetch(*NAME) / "model" / "weights").stat().st_size == 10_000
+
+
+def test_two_publishers_at_once_agree_on_one(storage):
+    store, together = ArtifactStore(storage), threading.Barrier(4)
+
+    def one(attempt: int):
+        together.wait()
+        return publish(store, attempt)
+
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(one, range(1, 5)))
+    standing = store.verify(*NAME)
+    assert all(manifest == standing for manifest in made)
+    assert [entry.name for entry in storage.list("artifacts", *NAME)] == sorted([standing.folder, "manifest.json"])
+    assert (store.fetch(*NAME) / "model" / "weights").read_bytes() == b"0123456789" * 1000
+
+
+def test_publishing_moves_nothing_and_survives_refusals(storage, s3):
+    store, turn = ArtifactStore(storage), itertools.count()
+    with s3.behaving(lambda _: Refuse(503) if next(turn) % 2 else None):
+        made = publish(store)
+        assert store.verify(*NAME) == made
+        assert (store.fetch(*NAME) / "model" / "weights").read_bytes() == b"0123456789" * 1000
+    assert not any(asked.copy for asked in s3.asked)
 
 
 def test_one_of_many_gets_the_lease(storage, monkeypatch):

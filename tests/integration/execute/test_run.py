@@ -11,7 +11,6 @@ from rich.console import Console
 from toygraph import World, plan
 
 import cft_ray
-from cft_ray.artifacts.storage import Storage
 from cft_ray.artifacts.store import ArtifactStore
 from cft_ray.errors import UserError
 from cft_ray.execute.run import rebuild_tables, run
@@ -19,6 +18,7 @@ from cft_ray.execute.status import show, status
 from cft_ray.execute.tables import send_attempt
 from cft_ray.metrics.reporter import start_reporter
 from cft_ray.plan.stage import Plan
+from cft_ray.storage.root import Storage
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

@@ -19,7 +19,6 @@ import yaml
 from hubserver import Hub, serve
 
 from cft_ray.artifacts.fetched import Fetched
-from cft_ray.artifacts.storage import Storage
 from cft_ray.data.accounts import Tally
 from cft_ray.data.sources import read
 from cft_ray.errors import UserError
@@ -29,6 +28,7 @@ from cft_ray.fetch.punkt import copy_punkt
 from cft_ray.grid.schema import load_grid
 from cft_ray.plan.build import build
 from cft_ray.plan.specs import DatasetSpec, EvaluateSpec
+from cft_ray.storage.root import Storage
 
 CFT_RAY = Path(sys.executable).parent / "cft-ray"
 TOKEN = "hf_planted0123456789planted0123456789"

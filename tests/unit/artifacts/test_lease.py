@@ -12,8 +12,9 @@ import pytest
 
 from cft_ray.artifacts import lease
 from cft_ray.artifacts.lease import Observer, holder, release_run
-from cft_ray.artifacts.storage import Storage
 from cft_ray.errors import UserError
+from cft_ray.storage.local import locked
+from cft_ray.storage.root import Storage
 
 NAME = "a" * 64
 
@@ -41,7 +42,7 @@ def test_a_dead_process_loses_its_lease_at_once(storage):
     code = f"""
 import os
 from cft_ray.artifacts.lease import Observer
-from cft_ray.artifacts.storage import Storage
+from cft_ray.storage.root import Storage
 assert Observer(Storage({storage.uri!r}), {NAME!r}, run="dead").claim().attempt == 1
 os.kill(os.getpid(), 9)
 """
@@ -55,7 +56,8 @@ os.kill(os.getpid(), 9)
 
 def plant(storage: Storage, beat: int) -> None:
     record = {"attempt": 3, "holder": "someone", "machine": "elsewhere", "pid": 1, "born": "1", "beat": beat, "run": "x"}
-    storage.write("leases", f"{NAME}.json", data=json.dumps(record).encode())
+    with locked(storage.folder("leases")):  # as whoever changes a record does
+        storage.write("leases", f"{NAME}.json", data=json.dumps(record).encode())
 
 
 def test_a_silent_holder_elsewhere_is_judged_by_our_own_clock(storage):
@@ -99,7 +101,7 @@ def test_a_holder_that_was_taken_over_does_not_release_the_new_one(storage):
 def test_a_lease_is_held_across_processes(storage):
     code = f"""
 from cft_ray.artifacts.lease import Observer
-from cft_ray.artifacts.storage import Storage
+from cft_ray.storage.root import Storage
 import sys
 sys.stdin.readline()
 lease = Observer(Storage({storage.uri!r}), {NAME!r}).claim()

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from cft_ray.execute.capacity import Capacity, Nodes
-from cft_ray.execute.schedule import PATIENCE, Schedule, State
+from cft_ray.execute.schedule import MADE_AGAIN, PATIENCE, Schedule, State
 from cft_ray.grid.settings import EngineSettings, GenerationSettings, JudgeSettings, ReplaySampling, Template
 from cft_ray.plan.specs import DatasetSpec, EvaluateSpec, ReplaySpec
 from cft_ray.plan.stage import Resources, Stage
@@ -176,6 +176,26 @@ def test_a_lost_input_is_made_again_before_its_users():
     assert schedule.next() == b.fingerprint
     schedule.make_again(a.fingerprint, b.fingerprint)
     assert run_through(schedule) == ["a", "b", "c"]
+
+
+def test_an_input_that_is_damaged_again_and_again_ends_its_user():
+    a = stage("a")
+    b, c = stage("b", a, cost=5), stage("c")
+    schedule = Schedule(graph(a, b, c), {a.fingerprint}, TWO)
+    made = 0
+    assert schedule.next() == b.fingerprint
+    while True:
+        schedule.make_again(a.fingerprint, b.fingerprint)
+        if schedule.states[b.fingerprint] == State.FAILED:
+            break
+        made += 1
+        started = [schedule.next(), schedule.next()]
+        assert a.fingerprint in started
+        schedule.finish(a.fingerprint)
+        assert schedule.next() == b.fingerprint
+    assert made == MADE_AGAIN and "damaged" in schedule.errors[b.fingerprint]
+    schedule.finish(c.fingerprint)
+    assert schedule.finished
 
 
 def test_benchmarks_of_one_model_follow_each_other_on_one_host():

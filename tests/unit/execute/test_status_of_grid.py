@@ -12,7 +12,6 @@ import pytest
 from rich.console import Console
 
 from cft_ray.artifacts.lease import Observer
-from cft_ray.artifacts.storage import Storage
 from cft_ray.artifacts.store import ArtifactStore, CorruptArtifact
 from cft_ray.data.accounts import RowAccount
 from cft_ray.errors import UserError
@@ -24,6 +23,7 @@ from cft_ray.metrics.store import Append, TableStore
 from cft_ray.plan.specs import DatasetSpec
 from cft_ray.plan.stage import Plan, PlannedCell, Stage
 from cft_ray.stages.accounting import settle
+from cft_ray.storage.root import Storage
 
 
 class Direct:

@@ -8,7 +8,6 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from cft_ray.artifacts.storage import Storage
 from cft_ray.data.accounts import RowAccount
 from cft_ray.errors import UserError
 from cft_ray.metrics.reading import open_results
@@ -18,6 +17,7 @@ from cft_ray.metrics.store import Append, TableStore
 from cft_ray.plan.specs import DatasetSpec
 from cft_ray.plan.stage import Stage
 from cft_ray.stages.accounting import settle
+from cft_ray.storage.root import Storage
 
 
 def summary(**changes) -> dict:

@@ -4,7 +4,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cft_ray.artifacts.storage import Storage
 from cft_ray.data.accounts import RowAccount
 from cft_ray.errors import StageFailed
 from cft_ray.metrics.accounts import accounts, lines
@@ -13,6 +12,7 @@ from cft_ray.metrics.store import Append, TableStore
 from cft_ray.plan.specs import DatasetSpec, DriftSpec
 from cft_ray.plan.stage import Stage
 from cft_ray.stages.accounting import OWING, settle
+from cft_ray.storage.root import Storage
 
 STAGE = Stage(DatasetSpec(toy="alpaca", columns={}, languages=("en",)), {}, "de")
 ACCOUNT = RowAccount(

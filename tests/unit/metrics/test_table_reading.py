@@ -8,7 +8,6 @@ import polars as pl
 import pytest
 
 import cft_ray
-from cft_ray.artifacts.storage import Storage
 from cft_ray.errors import UserError
 from cft_ray.grid.settings import GenerationSettings
 from cft_ray.metrics.cells import cell_rows, cells_key
@@ -17,6 +16,7 @@ from cft_ray.metrics.schemas import SCHEMAS, table_of
 from cft_ray.metrics.store import Append, DamagedFileWarning, TableStore
 from cft_ray.plan.specs import EvaluateSpec
 from cft_ray.plan.stage import Plan, PlannedCell, Stage
+from cft_ray.storage.root import Storage
 
 
 def put(folder: Path, table: str, rows: list[dict], fingerprint: str, attempt: int = 1, sequence: int = 0) -> None:

@@ -1,9 +1,11 @@
 """The table as a set of keyed rows: whatever is sent twice, crashes in between or is compacted, the set is the same."""
 
+import errno
 import os
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import polars as pl
 import pytest
@@ -11,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cft_ray
-from cft_ray.artifacts.storage import Storage
 from cft_ray.errors import UserError
 from cft_ray.metrics import store as store_module
 from cft_ray.metrics.schemas import table_of
 from cft_ray.metrics.store import Append, DamagedFileWarning, TableStore
+from cft_ray.storage.root import Storage
 
 
 def steps(fingerprint: str, attempt: int, sequence: int, count: int) -> Append:
@@ -186,36 +188,31 @@ def test_every_table_survives_a_merge(tmp_path):
 
 
 class Failing:
-    """A file system that refuses to open files a number of times; everything else is the real one's."""
+    """A file system that fails to give files a number of times; everything else is the real one's."""
 
-    def __init__(self, real, failures, damage=False):
-        self.real, self.failures, self.damage = real, failures, damage
+    def __init__(self, real, failures):
+        self.real, self.failures = real, failures
 
     def __getattr__(self, name):
+        if name in ("open", "read") and self.failures > 0:
+            self.failures -= 1
+            raise OSError(errno.EIO, "Input/output error")
         return getattr(self.real, name)
 
-    def open_input_file(self, path):
-        if self.failures > 0:
-            self.failures -= 1
-            raise OSError("503 Slow Down")
-        return self.real.open_input_file(path)
 
-
-def test_a_storage_that_stutters_loses_no_row(tmp_path, monkeypatch):
-    monkeypatch.setattr(store_module, "_PAUSES", (0.0, 0.0))
-    storage = Storage(tmp_path)
+def test_a_storage_that_stutters_loses_no_row(tmp_path):
+    storage: Any = Storage(tmp_path)
     TableStore(storage, "steps").commit([steps("f", 1, 0, 5)])
-    storage.filesystem = Failing(storage.filesystem, failures=3)  # open, read, open: then it recovers
+    storage._files = Failing(storage._files, failures=3)
     ((_, rows),) = store_module.read_files(storage, "steps", ["fingerprint", "step"])
     assert rows["step"].to_pylist() == [0, 1, 2, 3, 4]
 
 
-def test_a_storage_that_gives_no_file_is_an_error_and_no_table_without_rows(tmp_path, monkeypatch):
-    monkeypatch.setattr(store_module, "_PAUSES", (0.0,))
-    storage = Storage(tmp_path)
+def test_a_storage_that_gives_no_file_is_an_error_and_no_table_without_rows(tmp_path):
+    storage: Any = Storage(tmp_path, patience=0.2)
     TableStore(storage, "steps").commit([steps("f", 1, 0, 5)])
-    storage.filesystem = Failing(storage.filesystem, failures=1000)
-    with pytest.raises(UserError, match="503 Slow Down"):
+    storage._files = Failing(storage._files, failures=10**9)
+    with pytest.raises(UserError, match="Input/output error"):
         store_module.read_files(storage, "steps", ["fingerprint", "step"])
 
 
@@ -224,7 +221,7 @@ def test_files_that_keep_vanishing_are_an_error(tmp_path, monkeypatch):
     storage = Storage(tmp_path)
     TableStore(storage, "steps").commit([steps("f", 1, 0, 5)])
     (info,) = store_module.table_files(storage, "steps")
-    Path(info.path).unlink()
+    (tmp_path / "tables" / "steps" / info.name).unlink()
     monkeypatch.setattr(store_module, "table_files", lambda *_: [info])
     with pytest.raises(UserError, match="change"):
         store_module.read_files(storage, "steps", ["step"])

@@ -6,12 +6,12 @@ import json
 from made import Made
 from rich.console import Console
 
-from cft_ray.artifacts.storage import Storage
 from cft_ray.artifacts.store import ArtifactStore
 from cft_ray.grid.schema import load_grid
 from cft_ray.plan.build import build
 from cft_ray.plan.show import show
 from cft_ray.plan.view import as_json, view
+from cft_ray.storage.root import Storage
 
 
 def test_json_holds_everything_and_counts_add_up(repository):

@@ -1,0 +1,97 @@
+"""Patience: what is transient is tried again, with pauses that grow and differ, for as long as a setting says.
+
+The setting is ``CFT_RAY_STORAGE_PATIENCE``, seconds, by default ten minutes. Whoever waits says so: to the log, or to whom
+`telling` names.
+"""
+
+import contextlib
+import logging
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+VARIABLE = "CFT_RAY_STORAGE_PATIENCE"
+PATIENCE = 600.0
+"""seconds, unless the variable says otherwise"""
+FIRST, LONGEST = 0.2, 15.0
+"""seconds: bounds of the pauses"""
+QUIET, AGAIN = 3.0, 30.0
+"""seconds of waiting before it is told, and between two tellings"""
+T = TypeVar("T")
+
+
+def _log(text: str) -> None:
+    logging.getLogger("cft_ray.storage").warning(text)
+
+
+_tell: Callable[[str], None] = _log
+
+
+@contextlib.contextmanager
+def telling(listener: Callable[[str], None]) -> Iterator[None]:
+    """Inside the block, `listener` is told when this process waits for a storage."""
+    global _tell
+    before, _tell = _tell, listener
+    try:
+        yield
+    finally:
+        _tell = before
+
+
+def patience() -> float:
+    """Seconds for which a storage that does not answer is asked again."""
+    try:
+        return max(0.0, float(os.environ[VARIABLE]))
+    except (KeyError, ValueError):
+        return PATIENCE
+
+
+def patiently(
+    call: Callable[[], T],
+    transient: Callable[[Exception], bool],
+    *,
+    where: str,
+    seconds: float | None = None,
+    words: "Callable[[Exception], str] | None" = None,
+) -> T:
+    """What ``call`` returns, once it does.
+
+    Args:
+        call: what is tried; trying it again must be harmless.
+        transient: whether an error may pass by itself.
+        where: the storage, for the telling.
+        seconds: how long; None: `patience`.
+        words: an error in words, for the telling; None: its first line.
+
+    Raises:
+        Exception: the last error of ``call``: one that is not transient, or is so for too long.
+    """
+    limit = patience() if seconds is None else seconds
+    begun = time.monotonic()
+    told = begun + QUIET - AGAIN
+    ceiling = FIRST
+    while True:
+        try:
+            return call()
+        except Exception as error:
+            waited = time.monotonic() - begun
+            if not transient(error) or waited >= limit:
+                raise
+            if time.monotonic() - told >= AGAIN:
+                told = time.monotonic()
+                _tell(f"{where} does not answer ({(words or reason)(error)}); trying again for {_words(limit - waited)} more")
+        # All of the pause is drawn by lot, so that processes that failed together do not come back together.
+        time.sleep(min(random.uniform(0, ceiling), max(0.0, limit - (time.monotonic() - begun))))
+        ceiling = min(LONGEST, 2 * ceiling)
+
+
+def reason(error: BaseException) -> str:
+    """The first line of what went wrong."""
+    text = getattr(error, "strerror", None) or str(error)
+    return next(iter(text.strip().splitlines()), type(error).__name__)
+
+
+def _words(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"

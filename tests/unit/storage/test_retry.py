@@ -1,0 +1,83 @@
+"""Patience with what is transient."""
+
+import pytest
+
+from cft_ray.storage import retry
+
+
+class Clock:
+    """Time that passes by sleeping only."""
+
+    def __init__(self):
+        self.now, self.pauses = 0.0, []
+
+    def monotonic(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.pauses.append(seconds)
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(retry, "time", made)
+    return made
+
+
+def failing(times, error=None):
+    left = [times]
+
+    def call():
+        if left[0] > 0:
+            left[0] -= 1
+            raise error or OSError("away")
+        return "done"
+
+    return call
+
+
+def test_a_call_is_tried_until_it_succeeds(clock):
+    assert retry.patiently(failing(12), lambda _: True, where="x") == "done"
+    assert len(clock.pauses) == 12 and max(clock.pauses) <= retry.LONGEST and all(pause >= 0 for pause in clock.pauses)
+    assert max(clock.pauses[6:]) > max(clock.pauses[:3])  # they grow
+
+
+def test_processes_do_not_come_back_together(clock):
+    for _ in range(20):
+        retry.patiently(failing(6), lambda _: True, where="x")
+    assert len(set(clock.pauses)) == len(clock.pauses)
+
+
+def test_the_setting_says_when_it_is_over(clock, monkeypatch):
+    monkeypatch.setenv(retry.VARIABLE, "100")
+    with pytest.raises(OSError, match="away"):
+        retry.patiently(failing(10**9), lambda _: True, where="x")
+    assert clock.now == pytest.approx(100)
+    with pytest.raises(OSError, match="away"):
+        retry.patiently(failing(10**9), lambda _: True, where="x", seconds=7)
+    assert clock.now == pytest.approx(107)
+
+
+def test_ten_minutes_unless_said_otherwise(clock, monkeypatch):
+    monkeypatch.delenv(retry.VARIABLE, raising=False)
+    with pytest.raises(OSError, match="away"):
+        retry.patiently(failing(10**9), lambda _: True, where="x")
+    assert clock.now == pytest.approx(600)
+
+
+def test_what_does_not_pass_is_not_tried_again(clock):
+    with pytest.raises(PermissionError):
+        retry.patiently(failing(1, PermissionError("no")), lambda error: not isinstance(error, PermissionError), where="x")
+    assert not clock.pauses
+
+
+def test_waiting_is_told_and_not_too_often(clock):
+    said = []
+    with retry.telling(said.append):
+        retry.patiently(failing(3), lambda _: True, where="s3://bucket")
+        assert not said  # a moment is not worth a word
+        retry.patiently(failing(60), lambda _: True, where="s3://bucket", seconds=10_000)
+    assert said and all("s3://bucket" in text and "away" in text for text in said)
+    assert len(said) <= clock.now / retry.AGAIN + 1
