@@ -55,8 +55,9 @@ def local_system_config(cpus: int) -> dict[str, Any]:
 
     Ray ends an idle worker process after a second once there are more processes than CPUs, and our light drivers alone
     are more than that. A process that has imported vLLM or torch is worth keeping for the next stage: allow, for each
-    CPU, a trial, a stage, a working process and an idle one, and the few actors of a run. As many may start at a time
-    before Ray warns.
+    CPU, a trial, a stage, a working process and three idle ones (torch, an engine, nothing yet), and a dozen actors: a
+    run's own, and those that Ray Train starts for a training of several workers. As many may start at a time before Ray
+    warns.
     """
-    processes = 4 * cpus + 4
+    processes = 6 * cpus + 12
     return {"num_workers_soft_limit": processes, "worker_maximum_startup_concurrency": processes}

@@ -4,11 +4,11 @@ The plan's estimates are in nominal seconds: they say how two stages of a kind c
 stage is expected to take as long as the median of those of its kind that are nearest to it in cost, scaled by the ratio of
 the costs, the last ones counting most; what passed before their first progress (imports, loading, compilation) is not
 scaled. Of running stages, the pace of their progress counts as soon as a tenth is done. *Cold* stages pay for what others
-find ready, in the main imports: the first of a kind, and whenever more of a kind run at a time than ever before, for then a
-process is new. What they took in excess is expected of the next cold one. Until a warm one has ended, a cold one says what
-its work takes, and the plan says the rest. What is expected is then played through the schedule itself, with its order and
-its admission, so that what fits beside each other is known and a long tail is seen. Stages of several workers are a kind of
-their own.
+find ready, in the main imports: the first of a kind (all that ask an engine count as one), and whenever more of a kind run
+at a time than ever before, for then a process is new. What they took in excess is expected of the next cold one. Until a
+warm one has ended, a cold one says what its work takes, and the plan says the rest. What is expected is then played through
+the schedule itself, with its order and its admission, so that what fits beside each other is known and a long tail is seen.
+Stages of several workers are a kind of their own.
 
 A kind of which nothing is measured yet is taken at its nominal cost, by the pace of the others; while such kinds are more
 than a tenth of what is left, nothing is foretold.
@@ -98,7 +98,7 @@ class Forecast:
     _ended: dict[tuple[str, bool], list[Measured]] = field(default_factory=dict)
     """by kind, and whether the stage found nothing loaded"""
     _most: dict[str, int] = field(default_factory=dict)
-    """kind -> most of its stages that have run at a time"""
+    """pool -> most of its stages that have run at a time"""
     _hosts: set[str] = field(default_factory=set)
     _last_end: float | None = None
     _gaps: list[float] = field(default_factory=list)
@@ -106,10 +106,10 @@ class Forecast:
     def started(self, key: str, now: float) -> None:
         """A stage has been sent off."""
         host = self.schedule.host(key)
-        kind = _kind(self.schedule.stages[key])
-        at_once = 1 + sum(_kind(self.schedule.stages[other]) == kind for other in self._running)
-        self._running[key] = _Running(now, host is None or host not in self._hosts, at_once > self._most.get(kind, 0))
-        self._most[kind] = max(at_once, self._most.get(kind, 0))
+        pool = _pool(self.schedule.stages[key])
+        at_once = 1 + sum(_pool(self.schedule.stages[other]) == pool for other in self._running)
+        self._running[key] = _Running(now, host is None or host not in self._hosts, at_once > self._most.get(pool, 0))
+        self._most[pool] = max(at_once, self._most.get(pool, 0))
         if host is not None:
             self._hosts.add(host)
         if self._last_end is not None:
@@ -152,20 +152,20 @@ class Forecast:
             heapq.heappush(ends, (seconds, key))
         gap = sum(self._gaps) / len(self._gaps) if self._gaps else 0.0
         hosts, most = set(self._hosts), dict(self._most)
-        running = Counter(_kind(self.schedule.stages[key]) for _, key in ends)
+        running = Counter(_pool(self.schedule.stages[key]) for _, key in ends)
         open_work: dict[str, float] = defaultdict(float)
         for key, state in simulated.states.items():
             if state in (State.WAITING, State.READY):
                 stage = self.schedule.stages[key]
-                open_work[_kind(stage)] += pace.whole(stage, fresh=False, cold=False)[0]
+                open_work[_pool(stage)] += pace.whole(stage, fresh=False, cold=False)[0]
         at = 0.0
         while True:
             while (key := simulated.next()) is not None:
                 host = simulated.host(key)
-                kind = _kind(self.schedule.stages[key])
-                running[kind] += 1
-                cold = running[kind] > most.get(kind, 0) and pace.pays(kind, open_work[kind])
-                most[kind] = max(running[kind], most.get(kind, 0))
+                pool = _pool(self.schedule.stages[key])
+                running[pool] += 1
+                cold = running[pool] > most.get(pool, 0) and pace.pays(pool, open_work[pool])
+                most[pool] = max(running[pool], most.get(pool, 0))
                 seconds, known = pace.whole(self.schedule.stages[key], host is None or host not in hosts, cold)
                 if host is not None:
                     hosts.add(host)
@@ -175,7 +175,7 @@ class Forecast:
                 break
             at, key = heapq.heappop(ends)
             simulated.finish(key)
-            running[_kind(self.schedule.stages[key])] -= 1
+            running[_pool(self.schedule.stages[key])] -= 1
             if not simulated.finished:
                 at += gap
         return None if work > 0 and unmeasured > MOST_UNMEASURED * work else at
@@ -193,8 +193,9 @@ class _Pace:
             stage = forecast.schedule.stages[key]
             if (measured := running.measured(stage.cost, now)) is not None:
                 self._measured.setdefault((_kind(stage), running.fresh), []).append(measured)
+        self._pools = {_kind(stage): _pool(stage) for stage in forecast.schedule.stages.values()}
         self._once: dict[str, float] = {}
-        """kind -> seconds that a cold stage takes in addition"""
+        """pool -> seconds that a cold stage takes in addition"""
         for (kind, fresh), found in list(self._measured.items()):
             cold = [each for each in found if each.cold]
             if not cold:
@@ -207,7 +208,8 @@ class _Pace:
                 found.append(self._warm(kind, cold[-1]))
                 like = found
             nearest = min(like, key=lambda each: _distance(each.cost, cold[-1].cost))
-            self._once[kind] = max(0.0, cold[-1].seconds - nearest.scaled(cold[-1].cost))
+            pool = self._pools[kind]
+            self._once[pool] = max(self._once.get(pool, 0.0), cold[-1].seconds - nearest.scaled(cold[-1].cost))
         self._measured = {asked: found for asked, found in self._measured.items() if found}
         scale = self._scale_of(lambda _: True)
         self._scale = 1.0 if scale is None else scale
@@ -216,14 +218,14 @@ class _Pace:
     def whole(self, stage: Stage, fresh: bool, cold: bool) -> tuple[float, bool]:
         """(seconds that a stage takes from its start, whether that rests on its kind)."""
         seconds, known = self._warm_whole(stage, fresh)
-        return seconds + (self._once.get(_kind(stage), 0.0) if cold else 0.0), known
+        return seconds + (self._once.get(_pool(stage), 0.0) if cold else 0.0), known
 
-    def pays(self, kind: str, work: float) -> bool:
-        """Whether one more process of a kind is to be expected for this many seconds of work.
+    def pays(self, pool: str, work: float) -> bool:
+        """Whether one more process of a pool is to be expected for this many seconds of work.
 
         Short stages hardly ever run beside each other: one has ended before the next has been sent off.
         """
-        return work > self._once.get(kind, 0.0)
+        return work > self._once.get(pool, 0.0)
 
     def _warm_whole(self, stage: Stage, fresh: bool) -> tuple[float, bool]:
         asked = (_kind(stage), fresh, stage.cost)
@@ -285,6 +287,11 @@ class _Pace:
 def _kind(stage: Stage) -> str:
     """Of which the stage's time can be compared."""
     return stage.kind if stage.resources.workers == 1 else f"{stage.kind} of several workers"
+
+
+def _pool(stage: Stage) -> str:
+    """Of the processes that the stage's work may land in: those with an engine serve all kinds that ask one."""
+    return "engine" if stage.loads is not None else _kind(stage)
 
 
 def _median(values: Sequence[float], weights: Sequence[float]) -> float:

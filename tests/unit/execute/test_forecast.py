@@ -17,6 +17,7 @@ from cft_ray.plan.specs import DatasetSpec, EvaluateSpec, FinetuneSpec, ReplaySp
 from cft_ray.plan.stage import Resources, Stage
 
 TOY = Template(name="toy")
+ENGINE = ("evaluate", "replay")
 Said = list[tuple[float, float | None]]
 
 
@@ -28,7 +29,8 @@ class Machine:
         cpus: of its one node.
         seconds: kind -> seconds for each unit of cost.
         start: kind -> seconds before a stage's work begins, where it finds nothing loaded.
-        cold: kind -> seconds more whenever more stages of that kind run than ever before: another process imports.
+        cold: kind -> seconds more whenever more stages of that kind (or that ask an engine) run at a time than ever before:
+            another process imports.
         noise: standard deviation of the logarithm of a stage's seconds.
         beside: factor on the pace of a stage while others run.
         gap: seconds between an end and the start that follows.
@@ -64,7 +66,7 @@ def played(stages: list[Stage], machine: Machine, seed: int = 0, asked: float = 
     loading: dict[str, float] = {}
     work: dict[str, float] = {}
     whole: dict[str, float] = {}
-    most: Counter[str] = Counter()
+    most: Counter[tuple[str, ...]] = Counter()
     hosts: set[str] = set()
     said: Said = []
     now, free_at = 0.0, 0.0
@@ -72,10 +74,11 @@ def played(stages: list[Stage], machine: Machine, seed: int = 0, asked: float = 
         while now >= free_at and (key := schedule.next()) is not None:
             stage, host = schedule.stages[key], schedule.host(key)
             loading[key] = 0.0 if host in hosts else machine.start.get(stage.kind, 0.0)
-            at_once = sum(schedule.stages[other].kind == stage.kind for other in schedule.running)
-            if at_once > most[stage.kind]:
+            pool = ENGINE if stage.kind in ENGINE else (stage.kind,)
+            at_once = sum(schedule.stages[other].kind in pool for other in schedule.running)
+            if at_once > most[pool]:
                 loading[key] += machine.cold.get(stage.kind, 0.0)
-                most[stage.kind] = at_once
+                most[pool] = at_once
             hosts |= {host} if host is not None else set()
             whole[key] = work[key] = stage.cost * machine.seconds.get(stage.kind, 1.0) * rng.lognormvariate(0, machine.noise)
             forecast.started(key, now)
@@ -181,7 +184,7 @@ def tail() -> list[Stage]:
 LAPTOP = Machine(
     seconds={"dataset": 0.5, "finetune": 1.1, "evaluate": 1.2, "replay": 1.0},
     start={"finetune": 0.5, "evaluate": 0.2, "replay": 0.2},
-    cold={"finetune": 7.0, "evaluate": 16.0, "replay": 10.0},
+    cold={"finetune": 7.0, "evaluate": 16.0, "replay": 16.0},
     gap=0.2,
 )
 """as the smoke grid was seen to run on two cores"""
@@ -204,9 +207,9 @@ def test_within_a_third_where_one_kind_is_wrong_by_a_factor_of_five(kind, scale)
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_within_a_quarter_under_noise_and_where_neighbours_slow_each_other(seed):
+def test_within_three_tenths_under_noise_and_where_neighbours_slow_each_other(seed):
     took, said = played(smoke(), replace(LAPTOP, noise=0.2, beside=0.75), seed)
-    assert worst(took, said) <= 0.25
+    assert worst(took, said) <= 0.3
 
 
 def test_within_a_quarter_where_no_stage_tells_its_progress():
@@ -217,7 +220,7 @@ def test_within_a_quarter_where_no_stage_tells_its_progress():
 
 def test_a_large_grid_on_many_cores():
     took, said = played(smoke(pairs=8, strategies=7), replace(LAPTOP, cpus=6, noise=0.1), asked=30)
-    assert worst(took, said) <= 0.25 and known_from(took, said) <= 0.3
+    assert worst(took, said) <= 0.3 and known_from(took, said) <= 0.3  # four more engines will start at its end
 
 
 def test_before_anything_of_the_main_kind_is_measured_nothing_is_said():
