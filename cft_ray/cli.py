@@ -137,10 +137,14 @@ def plan(grid: GridFile, sets: Sets = None, sections: With = None, as_json: AsJs
         from cft_ray.data.preflight import check_files
 
         rows = check_files(planned.stages.values())
+    from cft_ray.lacks import lacks
+
+    artifacts = list(show.stored(loaded))
+    missing = lacks(planned, loaded, (made.fingerprint for made in artifacts))
     if as_json:
-        _print_json(show.as_json(planned, loaded, rows=rows))
+        _print_json(show.as_json(planned, loaded, artifacts, rows=rows, lacks=missing))
     else:
-        show.show(planned, loaded, _console(), rows=rows)
+        show.show(planned, loaded, _console(), artifacts, rows=rows, lacks=missing)
 
 
 @app.command(epilog=EXIT_CODES)
@@ -156,8 +160,9 @@ def run(
 ) -> None:
     """Do what is not done yet, then show the results. The same command continues after an interruption."""
     from cft_ray.data.preflight import check_files
-    from cft_ray.grid.loggers import lacking
+    from cft_ray.lacks import lacks, refuse
     from cft_ray.plan.build import build, require_resolved
+    from cft_ray.plan.view import stored
 
     if cpus is not None and address not in (None, "local"):
         raise UserError(
@@ -166,9 +171,8 @@ def run(
     loaded = _load(grid, sets, sections)
     planned = build(loaded)
     require_resolved(planned, loaded)
-    if lack := lacking(loaded.loggers):
-        raise lack
     check_files(planned.stages.values())
+    refuse(lacks(planned, loaded, (made.fingerprint for made in stored(loaded))))
     from cft_ray.execute.run import run as execute  # Ray takes seconds to import: only for a grid that is in order
 
     uri = loaded.storage.uri

@@ -1,18 +1,15 @@
 """What a grid takes from the internet: read off its plan, so that what no cell needs is not fetched."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
-
-from pydantic import BaseModel
 
 from cft_ray.artifacts.fetched import Part
 from cft_ray.grid.choices import chosen_benchmarks
 from cft_ray.grid.schema import Grid
+from cft_ray.lacks import named_checkpoints
 from cft_ray.plan.build import build
 from cft_ray.plan.items import items_parts
 from cft_ray.plan.sources import dataset_part
-from cft_ray.plan.specs import Checkpoint, DatasetSpec
+from cft_ray.plan.specs import DatasetSpec
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,7 @@ def needs(grid: Grid) -> Needs:
             continue
         if isinstance(stage.spec, DatasetSpec) and stage.spec.hub is not None:
             parts[dataset_part(stage.spec)] = None
-        for checkpoint in _checkpoints(stage.spec):
+        for checkpoint in named_checkpoints(stage.spec):
             if checkpoint.hub is not None and checkpoint.path is None:
                 parts[Part(checkpoint.hub, "model", checkpoint.revision)] = None
     unknown, punkt = [], False
@@ -59,18 +56,3 @@ def needs(grid: Grid) -> Needs:
         parts |= dict.fromkeys(found.values())
     ordered = sorted(parts, key=lambda part: (part.kind != "model", part.repository))
     return Needs(tuple(ordered), punkt, tuple(unknown))
-
-
-def _checkpoints(value: Any) -> Iterator[Checkpoint]:
-    """Every checkpoint inside a spec, whatever role it has."""
-    if isinstance(value, Checkpoint):
-        yield value
-    elif isinstance(value, BaseModel):
-        for name in type(value).model_fields:
-            yield from _checkpoints(getattr(value, name))
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _checkpoints(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _checkpoints(item)

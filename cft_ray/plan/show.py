@@ -8,14 +8,15 @@ from rich.console import Console
 from rich.table import Table
 
 from cft_ray.data.accounts import RowAccount, percent, words
+from cft_ray.errors import UserError, without_secrets
 from cft_ray.grid.schema import Grid
 from cft_ray.plan.estimate import Estimate
 from cft_ray.plan.memory import TrainingMemory
 from cft_ray.plan.stage import Plan, Stage
-from cft_ray.plan.view import PlanView, as_json, view
+from cft_ray.plan.view import PlanView, as_json, stored, view
 from cft_ray.plan.why import Artifact
 
-__all__ = ["as_json", "show"]
+__all__ = ["as_json", "show", "stored"]
 
 _MOST_ROWS = 60
 
@@ -27,6 +28,7 @@ def show(
     artifacts: Iterable[Artifact] | None = None,
     *,
     rows: Mapping[str, RowAccount] | None = None,
+    lacks: Sequence[UserError] = (),
 ) -> None:
     """Print cells, unique stages, what is shared, what is cached or new and why, and what it will take.
 
@@ -36,6 +38,7 @@ def show(
         console: where to.
         artifacts: what exists; none: what the grid's storage holds.
         rows: fingerprint -> account of the data sets that were read while planning.
+        lacks: what a run would be refused for (`cft_ray.lacks`).
     """
     seen = view(plan, grid, artifacts)
     console.print(_cells(seen))
@@ -55,6 +58,9 @@ def show(
     console.print(_assumptions(seen), style="dim")
     for warning in seen.warnings:
         console.print(f"[yellow]note:[/yellow] {warning}")
+    for error in lacks:
+        text = f"a run would be refused: {without_secrets(str(error))}"
+        console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 def _table(title: str, text: Sequence[str], numbers: Sequence[str] = ()) -> Table:

@@ -5,12 +5,13 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from cft_ray.data.accounts import RowAccount
 from cft_ray.data.paths import local_path
+from cft_ray.errors import UserError
 from cft_ray.grid.benchmarks import BENCHMARKS
 from cft_ray.grid.cells import cells
 from cft_ray.grid.schema import Grid
@@ -127,6 +128,7 @@ def as_json(
     artifacts: Iterable[Artifact] | None = None,
     *,
     rows: Mapping[str, RowAccount] | None = None,
+    lacks: Sequence[UserError] = (),
 ) -> dict[str, Any]:
     """The whole plan as JSON values: cells, stages in topological order with reason and estimate, sums per kind.
 
@@ -135,6 +137,7 @@ def as_json(
         grid: names device, price and storage.
         artifacts: what exists; none: what the grid's storage holds.
         rows: fingerprint -> account of the data sets that were read while planning.
+        lacks: what a run would be refused for (`cft_ray.lacks`).
     """
     rows = rows or {}
     seen = view(plan, grid, artifacts)
@@ -150,6 +153,7 @@ def as_json(
         },
         "kinds": [asdict(kind) for kind in seen.kinds()],
         "warnings": list(seen.warnings),
+        "lacks": [{"what": error.what, "where": error.where, "fix": error.fix} for error in lacks],
         "cells": [cell.to_json() for cell in plan.cells],
         "stages": [
             {
@@ -157,6 +161,7 @@ def as_json(
                 "kind": stage.kind,
                 "label": stage.label,
                 "inputs": dict(stage.inputs),
+                "resources": vars(stage.resources),
                 "cells": seen.uses[fingerprint],
                 "status": seen.reasons[fingerprint].status,
                 "why": str(seen.reasons[fingerprint]),

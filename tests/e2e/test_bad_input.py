@@ -139,6 +139,20 @@ def test_a_mistake_on_the_command_line(folder: Path) -> None:
     assert "--set" in message and "learning_rate" in message
 
 
+def test_what_a_run_will_lack_is_said_by_plan_and_refused_by_run(folder: Path) -> None:
+    judge = {"model": "m", "base_url": "https://judge.example/v1", "key_env": "CFT_TEST_KEY"}
+    (folder / "items.json").write_text("[]")
+    evaluation = {"benchmarks": ["alpaca_eval"], "data": {"alpaca_eval": "items.json"}, "judge": judge}
+    text = yaml.safe_dump(GRID | {"evaluation": evaluation, "loggers": ["wandb"]})
+    message = refused(folder, text)
+    assert "wandb" in message and "CFT_TEST_KEY" in message and "1 more" in message
+    planned = subprocess.run(
+        [str(CFT_RAY), "plan", "grid.yaml", "--json"], cwd=folder, capture_output=True, text=True, check=True
+    )
+    places = [lack["where"] for lack in json.loads(planned.stdout)["lacks"]]
+    assert len(places) == 2 and "loggers" in places[0] and "evaluation.judge.key_env" in places[1]
+
+
 def test_a_pipe_for_a_grid(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "grid.yaml")
     command = [str(CFT_RAY), "run", "grid.yaml"]

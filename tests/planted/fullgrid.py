@@ -27,9 +27,18 @@ FULL: dict[str, Any] = {
         "alpaca": {"toy": "alpaca", "languages": ["en"]},
         "many": {"toy": "multialpaca", "languages": ["de", "es"], "english": "alpaca", "template": {"name": "toy"}},
         "published": {"hub": "owner/rows", "format": "alpaca", "languages": ["de"], "size_hint": {"rows": 10}},
-        "local": {"files": "{language}.jsonl", "columns": {"instruction": "q", "output": "a"}, "languages": ["de"]},
+        "local": {
+            "files": "{language}.jsonl",
+            "columns": {"instruction": "q", "output": "a"},
+            "languages": ["de"],
+            "english": "alpaca",
+        },
     },
-    "pairs": [{"phase1": "alpaca", "phase2": "many"}, {"phase1": "instruct", "phase2": "many"}],
+    "pairs": [
+        {"phase1": "alpaca", "phase2": "many"},
+        {"phase1": "instruct", "phase2": "many"},
+        {"phase1": "published", "phase2": "local"},
+    ],
     "allow_left_out": 0.1,
     "strategies": [
         {"name": "none"},
@@ -43,7 +52,12 @@ FULL: dict[str, Any] = {
     "training": {"batch_size": 8, "phase1": {"learning_rate": 1e-5}, "phase2": {"steps": 8}},
     "replay": {"temperature": 0.9},
     "evaluation": {
-        "benchmarks": [{"name": "toy_letters", "generation": {"temperature": 0.0}, "template": {"name": "toy"}}],
+        "benchmarks": [
+            {"name": "toy_letters", "generation": {"temperature": 0.0}, "template": {"name": "toy"}},
+            {"name": "xquad", "languages": ["de"]},
+            {"name": "mlqa"},
+            {"name": "alpaca_eval"},
+        ],
         "generation": {"max_length": 256},
         "judge": {"model": "judge", "base_url": "https://judge.example/v1", "key_env": "JUDGE_KEY"},
         "data": {"xquad": "xquad/{language}.parquet"},
@@ -60,7 +74,7 @@ FULL: dict[str, Any] = {
     "resources": {"finetune": {"workers": 2, "cpus": 1.0}},
     "cluster": {"device": "H100", "max_devices": 8},
     "loggers": [{"name": "tensorboard", "folder": "curves"}, {"name": "mlflow"}, {"name": "wandb", "mode": "offline"}],
-    "include": [{"model": "tiny"}],
+    "include": [{"model": ["tiny", "large"]}],
     "exclude": [{"strategy": ["LoRA"], "seed": 1}],
 }
 

@@ -113,6 +113,12 @@ class _Handler(BaseHTTPRequestHandler):
             return
         repository, commit = found
         files = repository.files(commit)
+        if rest[:1] == ["auth-check"]:
+            if repository.gated:
+                self._refuse(403, "GatedRepo")
+            else:
+                self._json({})
+            return
         if not rest or rest[0] == "revision":
             siblings = [{"rfilename": path} for path in files]
             self._json({"id": name, "sha": commit, "siblings": siblings, "private": False, "tags": [], "downloads": 0})
