@@ -1,27 +1,33 @@
-"""Leases: one process at a time works on a stage, over runs, machines and crashes.
+"""Leases: one process at a time works on a stage, over runs, machines and crashes; and one that has lost its lease stops.
 
-A lease is a small JSON record ``{storage}/leases/{fingerprint}.json``. Its holder raises ``beat`` every few seconds.
-Another process judges it by its own monotonic clock: unchanged for `EXPIRY` seconds means dead, so no two clocks are
-ever compared. A holder on the same machine whose process is gone is dead at once. The record stays when the lease is
-given back, because it carries the number of attempts.
+A lease is a small JSON record ``{storage}/leases/{fingerprint}.json``. Every change of it is a conditional write over the state
+that was read, so of two takers one gets it, and a holder that was taken over cannot raise its ``beat`` any more. Another
+process judges a record by its own monotonic clock: unchanged for `EXPIRY` seconds of looking means dead, so no two clocks are
+ever compared. A holder on the same machine whose process is gone is dead at once.
 
-Locally each change of a record happens under a file lock, so two processes cannot both take one lease. Object stores
-offer no such lock through `pyarrow.fs`: the taker writes, waits `SETTLE` seconds and looks whether its own record
-stayed. Should two still work on one stage, nothing is harmed: the first artifact published stays.
+*Fencing.* A process that was stopped for longer, and goes on, still believes that it holds. So before it publishes, deletes or
+writes a checkpoint it *proves* it: the holder by a conditional write of its record (`Lease.prove`), the processes that work for
+it by reading it (`Fence.prove`). Who cannot prove it stops.
+
+*Attempts* are numbered by a file each, ``{storage}/attempts/{fingerprint}/{number}.json``, which only one process can make. So
+a number is never used twice, also when ``leases/`` was removed.
 """
 
-import contextlib
 import json
+import logging
 import os
 import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from cft_ray.storage.entry import Version
+from cft_ray.storage.errors import StorageError
 from cft_ray.storage.local import locked
 from cft_ray.storage.root import Storage
 
@@ -29,8 +35,20 @@ BEAT = 2.0
 """seconds between heartbeats"""
 EXPIRY = 30.0
 """seconds without a heartbeat after which an observer takes over"""
-SETTLE = 1.0
-"""seconds after which a record written to an object store is looked at again"""
+LEASES, ATTEMPTS = "leases", "attempts"
+_LARGEST = 64 * 1024
+"""bytes of a record"""
+
+
+class LeaseLost(Exception):
+    """Another process has taken the stage over: what this one makes counts no more."""
+
+    def __init__(self, fingerprint: str) -> None:
+        super().__init__(fingerprint)
+        self.fingerprint = fingerprint
+
+    def __str__(self) -> str:
+        return f"another process has taken over stage {self.fingerprint[:12]}"
 
 
 @dataclass(frozen=True)
@@ -51,36 +69,100 @@ class Record:
     since: str = ""
     """ISO 8601, UTC: begin of the attempt"""
 
+    def encode(self) -> bytes:
+        """The JSON that is stored."""
+        return json.dumps(asdict(self)).encode()
+
+
+@dataclass(frozen=True)
+class Fence:
+    """What a process that works for the holder of a lease carries, to prove that the lease still stands. Picklable.
+
+    Args:
+        uri: of the storage.
+        fingerprint: of the stage.
+        holder: the lease's.
+    """
+
+    uri: str
+    fingerprint: str
+    holder: str
+
+    def prove(self) -> None:
+        """Return if the lease stands.
+
+        Raises:
+            LeaseLost: it does not.
+            StorageError: that cannot be found out.
+        """
+        found = _read(Storage(self.uri), self.fingerprint)
+        if found is None or found[0].holder != self.holder:
+            raise LeaseLost(self.fingerprint)
+
 
 class Lease:
-    """A lease that is held. Use `claim`; the heartbeat runs in a thread until `release`."""
+    """A lease that is held. Use `Observer.claim`; the heartbeat runs in a thread until `release`."""
 
-    def __init__(self, storage: Storage, fingerprint: str, record: Record, abandoned: Record | None) -> None:
+    def __init__(self, storage: Storage, fingerprint: str, record: Record, version: Version, abandoned: Record | None) -> None:
         self.attempt = record.attempt
         self.abandoned = abandoned
         """the record of the attempt that died holding it, if one did"""
-        self._storage, self._fingerprint, self._record = storage, fingerprint, record
+        self.fence = Fence(storage.uri, fingerprint, record.holder)
+        self.lost = False
+        """whether it is known that another process has taken over"""
+        self._storage, self._fingerprint, self._record, self._version = storage, fingerprint, record, version
+        self._changing = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name=f"lease-{fingerprint[:8]}", daemon=True)
         self._thread.start()
 
     def _beat(self) -> None:
-        while not self._stop.wait(BEAT):
-            with _locked(self._storage):
-                current = _read(self._storage, self._fingerprint)
-                if current is None or current.holder != self._record.holder:
-                    return  # taken over; publishing is safe all the same
-                self._record = replace(self._record, beat=self._record.beat + 1)
-                _write(self._storage, self._fingerprint, self._record)
+        hasty = Storage(self._storage.uri, patience=BEAT)
+        while not self._stop.wait(BEAT) and not self.lost:
+            try:
+                self._renew(hasty)
+            except Exception as error:  # noqa: BLE001 - whatever it is, it may have passed by the next beat
+                logging.getLogger(__name__).warning("no heartbeat for %s: %s", self._fingerprint[:12], error)
+
+    def prove(self) -> None:
+        """Return if this process holds the lease now, which a conditional write has shown.
+
+        Raises:
+            LeaseLost: it does not.
+            StorageError: that cannot be found out.
+        """
+        if not self.lost:
+            self._renew(self._storage)
+        if self.lost:
+            raise LeaseLost(self._fingerprint)
+
+    def _renew(self, storage: Storage) -> None:
+        """Raise the beat, or find out that the lease is lost."""
+        with self._changing:
+            record = replace(self._record, beat=self._record.beat + 1)
+            version = storage.put_if_unchanged(*_path(self._fingerprint), data=record.encode(), version=self._version)
+            if version is None:
+                found = _read(storage, self._fingerprint)
+                if found is None:  # the file was removed: whoever makes it anew holds the lease
+                    version = storage.put_if_absent(*_path(self._fingerprint), data=record.encode())
+                elif found[0].holder == self._record.holder:  # a write of ours whose answer was lost
+                    record, version = found
+            if version is None:
+                self.lost = True
+            else:
+                self._record, self._version = record, version
 
     def release(self) -> None:
-        """Give the lease back; the count of attempts stays."""
+        """Give the lease back, unless it is lost. If the storage does not answer, it will expire."""
         self._stop.set()
         self._thread.join()
-        with _locked(self._storage):
-            current = _read(self._storage, self._fingerprint)
-            if current is not None and current.holder == self._record.holder:
-                _write(self._storage, self._fingerprint, Record(attempt=current.attempt))
+        if self.lost:
+            return
+        free = Record(attempt=self.attempt)
+        try:
+            self._storage.put_if_unchanged(*_path(self._fingerprint), data=free.encode(), version=self._version)
+        except StorageError as error:
+            logging.getLogger(__name__).warning("the lease of %s was not given back: %s", self._fingerprint[:12], error)
 
 
 class Observer:
@@ -90,7 +172,7 @@ class Observer:
         storage: the storage root.
         fingerprint: of the stage.
         run: name of the run that would hold it.
-        expiry: seconds without a heartbeat that mean death.
+        expiry: seconds without a heartbeat that mean death; None: `EXPIRY`.
         clock: seconds, never going back.
     """
 
@@ -99,17 +181,22 @@ class Observer:
         storage: Storage,
         fingerprint: str,
         run: str = "",
-        expiry: float = EXPIRY,
+        expiry: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._storage, self._fingerprint, self._run, self._expiry, self._clock = storage, fingerprint, run, expiry, clock
+        self._storage, self._fingerprint, self._run, self._clock = storage, fingerprint, run, clock
+        self._expiry = EXPIRY if expiry is None else expiry
         self._seen: tuple[str, int] | None = None
-        self._changed = clock()
+        self._changed = self._looked = clock()
 
     def claim(self) -> Lease | None:
         """The lease, or None while another process holds it; call again after a while."""
+        found = self._storage.read_version(*_path(self._fingerprint), limit=_LARGEST)
+        current = None if found is None else _decoded(found[0])
+        if current is not None and current.holder and not self._dead(current):
+            return None
         mine = Record(
-            attempt=1,
+            attempt=(current.attempt if current is not None else self._last_attempt()) + 1,
             holder=uuid.uuid4().hex,
             run=self._run,
             machine=_machine(),
@@ -117,35 +204,66 @@ class Observer:
             born=_born(os.getpid()),
             since=datetime.now(UTC).isoformat(timespec="seconds"),
         )
-        with _locked(self._storage):
-            current = _read(self._storage, self._fingerprint)
-            if current is not None:
-                if current.holder and not self._dead(current):
-                    return None
-                mine = replace(mine, attempt=current.attempt + 1)
-            _write(self._storage, self._fingerprint, mine)
-        if not self._storage.local:
-            time.sleep(SETTLE)
-            standing = _read(self._storage, self._fingerprint)
-            if standing is None or standing.holder != mine.holder:
-                return None
+        version = found[1] if found is not None else None
+        while True:
+            version = self._put(mine, version)
+            if version is None:
+                return None  # another was faster
+            number = (ATTEMPTS, self._fingerprint, f"{mine.attempt:06d}.json")
+            if self._storage.put_if_absent(*number, data=mine.encode()) is not None:
+                break
+            mine = replace(mine, attempt=max(mine.attempt, self._last_attempt()) + 1)
         abandoned = current if current is not None and current.holder else None
-        return Lease(self._storage, self._fingerprint, mine, abandoned)
+        return Lease(self._storage, self._fingerprint, mine, version, abandoned)
+
+    def _put(self, record: Record, version: Version | None) -> Version | None:
+        if version is None:
+            return self._storage.put_if_absent(*_path(self._fingerprint), data=record.encode())
+        return self._storage.put_if_unchanged(*_path(self._fingerprint), data=record.encode(), version=version)
+
+    def _last_attempt(self) -> int:
+        """The highest number that an attempt has had; 0: there was none."""
+        names = [entry.name.removesuffix(".json") for entry in self._storage.list(ATTEMPTS, self._fingerprint)]
+        return max((int(name) for name in names if name.isdecimal()), default=0)
 
     def _dead(self, record: Record) -> bool:
         if record.machine == _machine() and _born(record.pid) != record.born:
             return True
-        if self._seen != (record.holder, record.beat):
-            self._seen, self._changed = (record.holder, record.beat), self._clock()
-        return self._clock() - self._changed > self._expiry
+        now = self._clock()
+        # While this process was stopped, or the storage did not answer, the holder may have had no chance to beat either.
+        if self._seen != (record.holder, record.beat) or now - self._looked > self._expiry:
+            self._seen, self._changed = (record.holder, record.beat), now
+        self._looked = now
+        return now - self._changed > self._expiry
 
 
-def holder(storage: Storage, fingerprint: str) -> Record | None:
-    """The record of a lease that is held and, as far as this machine can tell, alive; else None."""
-    record = _read(storage, fingerprint)
-    if record is None or not record.holder:
-        return None
-    return None if record.machine == _machine() and _born(record.pid) != record.born else record
+def holders(storage: Storage, fingerprints: Iterable[str], wait: float | None = None) -> dict[str, Record]:
+    """The records of leases that are held by living processes.
+
+    Args:
+        storage: the storage root.
+        fingerprints: of the stages to look at.
+        wait: seconds in which a holder on another machine must beat; None: three beats.
+    """
+    names = list(fingerprints)
+
+    def look() -> dict[str, Record]:
+        with ThreadPoolExecutor(max_workers=16) as pool:
+            found = dict(zip(names, pool.map(lambda name: _read(storage, name), names), strict=True))
+        return {name: seen[0] for name, seen in found.items() if seen is not None and seen[0].holder}
+
+    first = look()
+    alive = {name: record for name, record in first.items() if record.machine == _machine() and _born(record.pid) == record.born}
+    away = {name: record for name, record in first.items() if record.machine != _machine()}
+    until = time.monotonic() + (3 * BEAT if wait is None else wait)
+    while away and time.monotonic() < until:
+        time.sleep(BEAT / 2)
+        names = list(away)
+        now = look()
+        beaten = {name: record for name, record in now.items() if record != away[name]}
+        alive |= beaten
+        away = {name: record for name, record in away.items() if name in now and name not in beaten}
+    return alive
 
 
 def check_locks(storage: Storage) -> None:
@@ -154,42 +272,36 @@ def check_locks(storage: Storage) -> None:
     Raises:
         UserError: the storage is a folder on a file system without locks, or cannot be written to.
     """
-    with _locked(storage):
-        return
+    if storage.local:
+        with storage.writing(), locked(storage.folder(LEASES)):
+            return
 
 
 def release_run(storage: Storage, fingerprints: Iterable[str], run: str) -> None:
     """Give back what the processes of ``run`` held; for a driver that has stopped them."""
     for fingerprint in fingerprints:
-        with _locked(storage):
-            record = _read(storage, fingerprint)
-            if record is not None and record.holder and record.run == run:
-                _write(storage, fingerprint, Record(attempt=record.attempt))
+        found = _read(storage, fingerprint)
+        if found is not None and found[0].holder and found[0].run == run:
+            storage.put_if_unchanged(*_path(fingerprint), data=Record(attempt=found[0].attempt).encode(), version=found[1])
 
 
-def _read(storage: Storage, fingerprint: str) -> Record | None:
-    data = storage.read("leases", f"{fingerprint}.json", limit=64 * 1024)
-    if data is None:
-        return None
+def _path(fingerprint: str) -> tuple[str, str]:
+    return LEASES, f"{fingerprint}.json"
+
+
+def _read(storage: Storage, fingerprint: str) -> tuple[Record, Version] | None:
+    found = storage.read_version(*_path(fingerprint), limit=_LARGEST)
+    record = None if found is None else _decoded(found[0])
+    return None if found is None or record is None else (record, found[1])
+
+
+def _decoded(data: bytes) -> Record | None:
+    """A record; None: this is none, and as good as absent."""
     try:
         record = Record(**json.loads(data))
     except (ValueError, TypeError):
-        return None  # not ours: as good as absent
+        return None
     return record if isinstance(record.attempt, int) and isinstance(record.pid, int) else None
-
-
-def _write(storage: Storage, fingerprint: str, record: Record) -> None:
-    storage.write("leases", f"{fingerprint}.json", data=json.dumps(asdict(record)).encode())
-
-
-@contextlib.contextmanager
-def _locked(storage: Storage) -> Iterator[None]:
-    """Alone among the processes that see this folder; object stores have no lock (see the module's docstring)."""
-    if not storage.local:
-        yield
-        return
-    with storage.writing(), locked(storage.folder("leases")):
-        yield
 
 
 def _machine() -> str:

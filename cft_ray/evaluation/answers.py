@@ -36,10 +36,11 @@ class Answers:
 
     Args:
         uri: folder or URI; ``{storage}/checkpoints/{fingerprint}`` of the stage.
+        prove: raises where another process has taken the stage over.
     """
 
-    def __init__(self, uri: str) -> None:
-        self.storage = Storage(uri)
+    def __init__(self, uri: str, prove: Callable[[], None] = lambda: None) -> None:
+        self.storage, self._prove = Storage(uri), prove
 
     def read(self, name: str) -> dict[int, Answer]:
         """Place of a request among its fellows -> answer, of all parts; ``name``: see `name_of`."""
@@ -52,6 +53,7 @@ class Answers:
 
     def write(self, name: str, part: dict[int, Answer]) -> None:
         """Keep a part, whole or not at all."""
+        self._prove()
         self.storage.write("answers", name, f"{min(part):09d}.json", data=json.dumps(part).encode())
 
 

@@ -4,6 +4,7 @@ A stage is claimed by a lease, run, published, its rows are sent, and the attemp
 result; only the death of a process or node goes up, for Tune to try again. Imports no Tune: this process is the stage's.
 """
 
+import contextlib
 import json
 import socket
 import time
@@ -16,7 +17,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from cft_ray.artifacts.lease import Lease, Observer, Record
+from cft_ray.artifacts.lease import Lease, LeaseLost, Observer, Record
 from cft_ray.artifacts.manifest import Manifest
 from cft_ray.artifacts.store import ArtifactStore, CorruptArtifact
 from cft_ray.errors import StageFailed, UserError, without_secrets
@@ -28,7 +29,9 @@ from cft_ray.machine import instruction_set
 from cft_ray.metrics.reporter import Reporter
 from cft_ray.stages import runner
 from cft_ray.stages.accounting import settle
+from cft_ray.storage.errors import StorageError
 from cft_ray.storage.local import remove_local
+from cft_ray.storage.retry import telling
 from cft_ray.storage.root import Storage
 
 POLL = 0.5
@@ -66,23 +69,25 @@ def _claimed(told: Work, reporter: Reporter, board: Board) -> dict[str, Any]:
     """Wait for the stage's lease, and run it unless another run has finished it meanwhile."""
     stage, storage = told.stage, Storage(told.storage)
     store, observer = ArtifactStore(storage), Observer(storage, stage.fingerprint, told.run)
-    while True:
-        if made := store.manifest(stage.kind, stage.fingerprint):
-            _send(made, told.grid, store, reporter)
-            return {"status": "done"}
-        if lease := observer.claim():
-            break
-        board.tell(stage.fingerprint, {"note": "another run works on it"})
-        time.sleep(POLL)
-    try:
-        if made := store.manifest(stage.kind, stage.fingerprint):  # published between the look and the claim
-            _send(made, told.grid, store, reporter)
-            return {"status": "done"}
-        if lease.abandoned:  # only now: an attempt that died after it had published is done, and not failed
-            _record_death(lease.abandoned, told, reporter)
-        return _attempt(told, store, lease, reporter, board)
-    finally:
-        lease.release()
+    with telling(lambda text: board.tell(stage.fingerprint, {"note": text})):
+        while True:
+            if made := store.manifest(stage.kind, stage.fingerprint):
+                _send(made, told.grid, store, reporter)
+                return {"status": "done"}
+            if (lease := observer.claim()) is None:
+                board.tell(stage.fingerprint, {"note": "another run works on it"})
+                time.sleep(POLL)
+                continue
+            try:
+                if store.exists(stage.kind, stage.fingerprint):  # published between the look and the claim
+                    continue
+                if lease.abandoned:  # only now: an attempt that died after it had published is done, and not failed
+                    _record_death(lease.abandoned, told, reporter)
+                return _attempt(told, store, lease, reporter, board)
+            except LeaseLost:  # this process was stopped for long, or could not reach the storage: the other's work counts
+                continue
+            finally:
+                lease.release()
 
 
 def _send(made: Manifest, grid: str, store: ArtifactStore, reporter: Reporter) -> None:
@@ -93,7 +98,7 @@ def _send(made: Manifest, grid: str, store: ArtifactStore, reporter: Reporter) -
 def _attempt(told: Work, store: ArtifactStore, lease: Lease, reporter: Reporter, board: Board) -> dict[str, Any]:
     stage, start, clock = told.stage, datetime.now(UTC), time.monotonic()
     output = store.stage_folder(stage.kind, stage.fingerprint, lease.attempt)
-    context = RunContext(told, output, lease.attempt, reporter, board)
+    context = RunContext(told, output, lease.attempt, lease.fence, reporter, board)
 
     def record(status: str, **more: Any) -> None:
         row = {**_row(told, start, time.monotonic() - clock), "status": status, **more}
@@ -102,12 +107,17 @@ def _attempt(told: Work, store: ArtifactStore, lease: Lease, reporter: Reporter,
     try:
         outputs = runner(stage.kind)(context)
         settle(stage, outputs, output)
+        lease.prove()
         made = store.publish(
             stage, output, outputs=outputs, attempt=lease.attempt, seconds=time.monotonic() - clock, versions=_versions()
         )
     except Exception as raised:
         remove_local(output)
         error = cause(raised)
+        if isinstance(error, LeaseLost):
+            raise error from raised
+        with contextlib.suppress(StorageError):  # who has taken over has put this attempt on record
+            lease.prove()
         record("failed", error=describe(error))
         if isinstance(error, CorruptArtifact):
             return {"status": "lost input", "lost": error.fingerprint}

@@ -5,6 +5,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from cft_ray.artifacts.lease import Fence
 from cft_ray.artifacts.store import ArtifactStore
 from cft_ray.errors import UserError
 from cft_ray.execute.progress import Board
@@ -23,11 +24,12 @@ class RunContext:
         work: what the trial was told.
         output: empty local folder, to be filled.
         attempt: 1 for the first.
+        fence: of the lease under which it runs.
         reporter: takes rows.
         board: takes progress.
     """
 
-    def __init__(self, work: Work, output: Path, attempt: int, reporter: Reporter, board: Board) -> None:
+    def __init__(self, work: Work, output: Path, attempt: int, fence: Fence, reporter: Reporter, board: Board) -> None:
         self.stage: Stage = work.stage
         self.output = output
         self.scratch = machine_folder("scratch", sha256(work.storage.encode()).hexdigest()[:12], work.stage.fingerprint)
@@ -36,11 +38,11 @@ class RunContext:
         self.attempt = attempt
         self.loggers = work.loggers
         self.host = work.host
-        self._work, self._reporter, self._board = work, reporter, board
+        self._work, self._fence, self._reporter, self._board = work, fence, reporter, board
         self._store = ArtifactStore(Storage(work.storage))
 
     def __reduce__(self) -> tuple[type["RunContext"], tuple[Any, ...]]:
-        return RunContext, (self._work, self.output, self.attempt, self._reporter, self._board)
+        return RunContext, (self._work, self.output, self.attempt, self._fence, self._reporter, self._board)
 
     def input(self, role: str) -> Path:
         """Local folder of the artifact of that role; verified."""
@@ -61,6 +63,10 @@ class RunContext:
         if role in self.stage.inputs:
             return str(self.input(role) / "model")
         return _local_checkpoint(getattr(self.stage.spec, "checkpoints", {})[role])
+
+    def prove(self) -> None:
+        """Return if this attempt still is the one that works on the stage (`cft_ray.artifacts.lease`)."""
+        self._fence.prove()
 
     def report(self, table: str, rows: Sequence[dict[str, Any]], sequence: int) -> None:
         """Send rows to the tables now; returns when they are durable."""

@@ -10,7 +10,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from cft_ray.artifacts.lease import holder
+from cft_ray.artifacts.lease import holders
 from cft_ray.artifacts.store import ArtifactStore
 from cft_ray.data.accounts import RowAccount
 from cft_ray.execute.record import RecordedPlan, load_plan
@@ -85,12 +85,14 @@ def status(storage_uri: str, grid: str | None = None) -> GridStatus:
     begun = set(store.listing())
     done = {key for _, key in store.present({(stage.kind, key) for key, stage in plan.stages.items()} & begun)}
     attempts = _last_attempts(storage)
+    claimed = {entry.name.removesuffix(".json") for entry in storage.list("leases")}
+    held = holders(storage, [key for key in plan.stages if key in claimed and key not in done])
     states: dict[str, str] = {}
     for key, stage in plan.stages.items():
         last = attempts.get(key)
         if key in done:
             states[key] = "done"
-        elif holder(storage, key):
+        elif key in held:
             states[key] = "running"
         elif stage.skip is not None or any(states[source] in ("failed", "skipped") for source in stage.inputs.values()):
             states[key] = "skipped"

@@ -108,7 +108,7 @@ def _reader(checkpoint: CheckpointSource, fetched: "Fetched | None") -> Read | N
     if checkpoint.path is not None and not is_uri(checkpoint.path):
         return in_folder(local_path(checkpoint.path))
     if checkpoint.path is not None:
-        from cft_ray.artifacts.storage import Storage  # pyarrow, which other plans need not load
+        from cft_ray.storage.root import Storage
 
         return Storage(checkpoint.path).read
     if checkpoint.hub is None or fetched is None:

@@ -43,6 +43,15 @@ class StageContext(Protocol):
         """Local Hugging Face folder of a model role: the artifact's ``model/``, or ``spec.checkpoints[role]``."""
         ...
 
+    def prove(self) -> None:
+        """Return if this attempt still is the one that works on the stage; to be called before mid-run state is written.
+
+        Raises:
+            LeaseLost: another process has taken over.
+            StorageError: that cannot be found out.
+        """
+        ...
+
     def report(self, table: str, rows: Sequence[dict[str, Any]], sequence: int) -> None:
         """Send rows to the tables now (live `steps`); returns when they are durable. ``sequence``: of the first row."""
         ...

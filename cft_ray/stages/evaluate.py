@@ -71,6 +71,6 @@ def evaluate(context: StageContext) -> tuple[Evaluation, dict[str, str], dict[st
     def tell(done: int, total: int) -> None:
         context.progress(done=done, total=total, unit="requests", note="")
 
-    kept = Kept(model, Answers(context.checkpoints), first=FIRST[device()], progress=tell)
+    kept = Kept(model, Answers(context.checkpoints, context.prove), first=FIRST[device()], progress=tell)
     result = ask(kept, benchmark)
     return result, benchmark.revisions, kept.account()

@@ -47,7 +47,7 @@ def evaluate(context: StageContext) -> tuple[Evaluation, dict[str, Any]]:
     if endpoint is not None:
         endpoint.check()  # before hours of answers that nobody would judge
 
-    kept = Answers(context.checkpoints)
+    kept = Answers(context.checkpoints, context.prove)
     if len(kept.read(_WHOLE)) < len(items):
         remote.call(_answer, context, engine=True)
     there = kept.read(_WHOLE)
@@ -99,7 +99,7 @@ def _answer(context: StageContext) -> None:
     def tell(done: int, total: int) -> None:
         context.progress(done=done, total=total, unit="answers", note="")
 
-    kept = Answers(context.checkpoints)
+    kept = Answers(context.checkpoints, context.prove)
     asked = Kept(model, kept, first=FIRST[device()], progress=tell)
     found = answers(asked, items, spec)
     kept.write(_ACCOUNT, {0: asked.account()})

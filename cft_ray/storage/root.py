@@ -188,15 +188,23 @@ class Storage:
         return self._ask(READ, read)
 
     def check_writable(self) -> None:
-        """Write and remove a small file.
+        """Write and remove a small file, and see that a second one does not replace it.
 
         Raises:
-            StorageError: the storage cannot be written to.
+            StorageError: the storage cannot be written to, or does not decide conditional writes.
         """
         name = f".write-test-{os.urandom(4).hex()}"
         first = Storage(self.uri, FIRST_LOOK)
-        first.write(name, data=b"cft-ray")
-        first.delete(name)
+        try:
+            decides = first.put_if_absent(name, data=b"first") and not first.put_if_absent(name, data=b"second")
+        finally:
+            first.delete(name)
+        if not decides:
+            raise StorageError(
+                "the storage ignores conditional writes (If-None-Match), without which two runs would overwrite each other",
+                where=self.uri,
+                fix="take a folder, S3, Google's, or a server that has them (MinIO and Ceph do in newer versions)",
+            )
 
     def sync(self, *parts: str) -> None:
         """Make a local folder's entries durable; an object store needs none of it."""

@@ -17,7 +17,7 @@ from drive import fault_plan
 from rich.console import Console
 from toygraph import World
 
-from cft_ray.artifacts.lease import holder
+from cft_ray.artifacts.lease import holders
 from cft_ray.execute.run import Outcome, run
 from cft_ray.plan.stage import Plan
 from cft_ray.storage.root import Storage
@@ -61,7 +61,7 @@ def check_whole(world: World, planned: Plan) -> None:
     for stage in planned.stages.values():
         assert world.steps(stage) == [1, 2, 3]
         assert world.attempts(stage)[-1] == "done" and world.attempts(stage).count("done") == 1
-        assert holder(Storage(world.storage), stage.fingerprint) is None
+        assert not holders(Storage(world.storage), [stage.fingerprint])
 
 
 def slow_runs(world: World) -> bool:
@@ -102,7 +102,7 @@ def test_an_interrupted_run_stops_cleanly_and_continues(world, number, ray_sessi
     assert "Traceback" not in error and "same command continues" in error
     planned = fault_plan(world, 0.1)
     for stage in planned.stages.values():
-        assert holder(Storage(world.storage), stage.fingerprint) is None
+        assert not holders(Storage(world.storage), [stage.fingerprint])
     _, alive = psutil.wait_procs(ours, timeout=WAIT)
     assert not alive
     assert go(world, planned).exit_code == 0

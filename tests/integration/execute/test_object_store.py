@@ -2,13 +2,14 @@
 
 import itertools
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from s3double import Garble, Refuse
+from s3double import Cut, Delay, Garble, Refuse
 
 from cft_ray.artifacts import lease
-from cft_ray.artifacts.lease import Observer, holder
+from cft_ray.artifacts.lease import LeaseLost, Observer, holders
 from cft_ray.artifacts.manifest import Manifest
 from cft_ray.artifacts.store import ArtifactStore, CorruptArtifact, MissingArtifact
 from cft_ray.plan.specs import DatasetSpec
@@ -113,8 +114,7 @@ def test_publishing_moves_nothing_and_survives_refusals(storage, s3):
     assert not any(asked.copy for asked in s3.asked)
 
 
-def test_one_of_many_gets_the_lease(storage, monkeypatch):
-    monkeypatch.setattr(lease, "SETTLE", 0.5)
+def test_one_of_many_gets_the_lease(storage):
     got: list[lease.Lease] = []
 
     def claim() -> None:
@@ -126,6 +126,42 @@ def test_one_of_many_gets_the_lease(storage, monkeypatch):
         thread.start()
     for thread in crowd:
         thread.join()
-    assert len(got) == 1 and holder(storage, STAGE.fingerprint) is not None
+    assert len(got) == 1 and set(holders(storage, [STAGE.fingerprint])) == {STAGE.fingerprint}
     got[0].release()
-    assert holder(storage, STAGE.fingerprint) is None
+    assert not holders(storage, [STAGE.fingerprint])
+
+
+def test_an_answer_that_is_lost_costs_no_lease(storage, s3):
+    """Of the claim, of a heartbeat's write, of the proof: each was done, and the answer never came."""
+    turn = itertools.count()
+    with s3.behaving(lambda asked: Cut(after=True) if asked.method == "PUT" and next(turn) % 2 == 0 else None):
+        held = Observer(storage, STAGE.fingerprint).claim()
+        assert held is not None and held.attempt == 1
+        held.prove()
+        held.prove()
+        assert Observer(storage, STAGE.fingerprint).claim() is None
+        held.release()
+    again = Observer(storage, STAGE.fingerprint).claim()
+    assert again is not None and again.attempt == 2 and again.abandoned is None
+    again.release()
+
+
+def test_a_delayed_write_does_not_bring_a_lost_lease_back(storage, s3, monkeypatch):
+    """The write leaves the old holder, another takes over, then the write arrives."""
+    monkeypatch.setattr(lease, "BEAT", 1000.0)
+    held = Observer(storage, STAGE.fingerprint).claim()
+    late, taken = [Delay(1.5)], []
+    assert held is not None
+    with s3.behaving(lambda asked: late.pop() if late and asked.method == "PUT" else None), ThreadPoolExecutor(1) as pool:
+        proving = pool.submit(held.prove)
+        while late:
+            time.sleep(0.01)
+        observer = Observer(storage, STAGE.fingerprint, expiry=0.2)
+        while not taken:
+            taken += filter(None, [observer.claim()])
+            time.sleep(0.05)
+        with pytest.raises(LeaseLost):
+            proving.result()
+    taken[0].prove()
+    taken[0].release()
+    held.release()

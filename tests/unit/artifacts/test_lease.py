@@ -1,7 +1,9 @@
 """Leases between processes, with dead and silent holders."""
 
-import contextlib
 import json
+import pickle
+import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -11,8 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from cft_ray.artifacts import lease
-from cft_ray.artifacts.lease import Observer, holder, release_run
+from cft_ray.artifacts.lease import LeaseLost, Observer, Record, holders, release_run
 from cft_ray.errors import UserError
+from cft_ray.storage.errors import StorageError
 from cft_ray.storage.local import locked
 from cft_ray.storage.root import Storage
 
@@ -22,6 +25,18 @@ NAME = "a" * 64
 @pytest.fixture
 def storage(tmp_path) -> Storage:
     return Storage(tmp_path)
+
+
+def holder(storage: Storage, name: str = NAME) -> Record | None:
+    """The record of a lease that is held by a process of this machine."""
+    return holders(storage, [name], wait=0).get(name)
+
+
+def record(storage: Storage) -> Record:
+    """What the file holds."""
+    found = lease._read(storage, NAME)
+    assert found is not None
+    return found[0]
 
 
 def test_one_holder_at_a_time_and_attempts_count(storage):
@@ -94,8 +109,7 @@ def test_a_holder_that_was_taken_over_does_not_release_the_new_one(storage):
     plant(storage, beat=1)
     assert held is not None
     held.release()
-    seen = holder(storage, NAME)
-    assert seen is not None and seen.holder == "someone"
+    assert record(storage).holder == "someone"
 
 
 def test_a_lease_is_held_across_processes(storage):
@@ -155,25 +169,20 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
     assert str(tmp_path) in str(raised.value)
 
 
-def test_of_two_claims_at_once_one_waits_for_the_other(storage, monkeypatch):
-    """Both are inside the claim together: the second reads only when the first has written, which the lock sees to."""
-    together, real = threading.Barrier(2), lease._read
+def test_of_many_claims_at_once_one_succeeds(storage):
+    for _ in range(5):  # free, absent the first time
+        together = threading.Barrier(6)
 
-    def read(*arguments):
-        found = real(*arguments)
-        with contextlib.suppress(threading.BrokenBarrierError):
-            together.wait(0.5)  # without the lock both have read a free lease here
-        return found
+        def claim(_, together=together):
+            observer = Observer(storage, NAME)
+            together.wait()
+            return observer.claim()
 
-    monkeypatch.setattr(lease, "_read", read)
-    with ThreadPoolExecutor(2) as pool:
-        claims = [pool.submit(Observer(storage, NAME).claim) for _ in range(2)]
-        held = [claim.result() for claim in claims]
-    monkeypatch.undo()
-    assert sum(one is not None for one in held) == 1
-    for one in held:
-        if one is not None:
-            one.release()
+        with ThreadPoolExecutor(6) as pool:
+            held = [one for one in pool.map(claim, range(6)) if one is not None]
+        assert len(held) == 1 and record(storage).holder == held[0].fence.holder
+        held[0].release()
+    assert record(storage).attempt == 5
 
 
 def test_a_holder_that_was_taken_over_stops_beating(storage, monkeypatch):
@@ -182,7 +191,136 @@ def test_a_holder_that_was_taken_over_stops_beating(storage, monkeypatch):
     assert held is not None
     plant(storage, beat=7)
     time.sleep(0.3)
-    seen = holder(storage, NAME)
-    assert seen is not None and (seen.holder, seen.beat) == ("someone", 7)
+    assert (record(storage).holder, record(storage).beat) == ("someone", 7) and held.lost
     held._thread.join(1)
     assert not held._thread.is_alive()
+
+
+def test_who_was_taken_over_cannot_prove_it(storage, monkeypatch):
+    monkeypatch.setattr(lease, "BEAT", 1000.0)  # the heartbeat is not what finds out
+    held = Observer(storage, NAME).claim()
+    assert held is not None
+    held.prove()
+    held.fence.prove()
+    plant(storage, beat=1)
+    with pytest.raises(LeaseLost):
+        held.prove()
+    with pytest.raises(LeaseLost):
+        pickle.loads(pickle.dumps(held.fence)).prove()  # noqa: S301 -- our own bytes
+    assert held.lost and record(storage).holder == "someone"
+
+
+def test_a_stopped_process_that_goes_on_has_lost_its_lease(storage):
+    """SIGSTOP past the lease, another takes over, SIGCONT: it proves nothing, beats no more, and gives nothing back."""
+    code = f"""
+import sys, time
+from cft_ray.artifacts import lease
+from cft_ray.storage.root import Storage
+lease.BEAT = 0.05
+held = lease.Observer(Storage({storage.uri!r}), {NAME!r}).claim()
+held.prove()
+print("held", flush=True)
+sys.stdin.readline()
+try:
+    held.prove()
+    print("still held")
+except lease.LeaseLost:
+    print("lost")
+time.sleep(0.3)
+held.release()
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdin is not None and process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    process.send_signal(signal.SIGSTOP)
+    observer = Observer(storage, NAME, expiry=0.3)
+    deadline = time.monotonic() + 30
+    while (taken := observer.claim()) is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert taken is not None and taken.attempt == 2 and taken.abandoned is not None
+    process.send_signal(signal.SIGCONT)
+    out, _ = process.communicate("go on\n", timeout=30)
+    assert out == "lost\n" and process.returncode == 0
+    taken.prove()
+    assert record(storage).holder == taken.fence.holder
+    taken.release()
+
+
+def test_attempts_do_not_begin_anew_without_the_leases(storage, tmp_path):
+    for number in (1, 2):
+        held = Observer(storage, NAME).claim()
+        assert held is not None and held.attempt == number
+        held.release()
+    shutil.rmtree(tmp_path / "leases")
+    held = Observer(storage, NAME).claim()
+    assert held is not None and held.attempt == 3
+    held.release()
+
+
+def test_a_number_that_another_has_is_not_taken(storage):
+    """The leases were removed between another's claim and its number."""
+    storage.write("attempts", NAME, "000001.json", data=b"{}")
+    storage.write("leases", f"{NAME}.json", data=Record(attempt=0).encode())
+    held = Observer(storage, NAME).claim()
+    assert held is not None and held.attempt == 2 and record(storage).attempt == 2
+    held.prove()
+    held.release()
+
+
+def test_a_holder_outlives_the_removal_of_the_leases(storage, tmp_path):
+    held = Observer(storage, NAME).claim()
+    shutil.rmtree(tmp_path / "leases")
+    assert held is not None
+    held.prove()
+    assert Observer(storage, NAME).claim() is None and record(storage).holder == held.fence.holder
+    held.release()
+
+
+def test_a_heartbeat_survives_errors(storage, monkeypatch):
+    monkeypatch.setattr(lease, "BEAT", 0.02)
+    held = Observer(storage, NAME).claim()
+    assert held is not None
+    real, failing = Storage.put_if_unchanged, [5]
+
+    def stutter(self, *parts, **given):
+        if failing[0] > 0:
+            failing[0] -= 1
+            raise StorageError("503")
+        return real(self, *parts, **given)
+
+    monkeypatch.setattr(Storage, "put_if_unchanged", stutter)
+    until = time.monotonic() + 20
+    while failing[0] > 0 and time.monotonic() < until:
+        time.sleep(0.01)
+    before = record(storage).beat
+    while record(storage).beat <= before and time.monotonic() < until:
+        time.sleep(0.01)
+    assert record(storage).beat > before and not held.lost
+    held.release()
+
+
+def test_who_cannot_look_does_not_judge(storage):
+    """The storage did not answer, or this process was stopped: the holder may have had no chance to beat."""
+    now = [100.0]
+    plant(storage, beat=1)
+    observer = Observer(storage, NAME, expiry=30, clock=lambda: now[0])
+    assert observer.claim() is None
+    now[0] += 500
+    assert observer.claim() is None  # one look in 500 s
+    for _ in range(3):
+        now[0] += 10
+        assert observer.claim() is None
+    now[0] += 10
+    taken = observer.claim()
+    assert taken is not None
+    taken.release()
+
+
+def test_a_holder_elsewhere_is_alive_if_it_beats(storage, monkeypatch):
+    monkeypatch.setattr(lease, "BEAT", 0.1)
+    plant(storage, beat=1)
+    assert holders(storage, [NAME], wait=0.3) == {}  # it does not: it is gone, whatever the file says
+    beating = threading.Timer(0.15, plant, (storage, 2))
+    beating.start()
+    assert holders(storage, [NAME], wait=30)[NAME].beat == 2
+    beating.join()
