@@ -308,7 +308,8 @@ def doctor(
     if as_json:
         _print_json([asdict(check) for check in checks])
     else:
-        _console().print(table(checks))
+        console = _console()
+        console.print(output.fitted(table(checks), console))
     raise typer.Exit(int(any(check.state == "broken" for check in checks)))
 
 

@@ -11,9 +11,13 @@ import os
 import stat
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cft_ray.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.table import Table
 
 STANDARD_OUTPUT = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 NARROWEST = 30
@@ -99,6 +103,47 @@ def write_file(path: Path, data: bytes) -> None:
             write_local(path.resolve(), data)
     except OSError as error:
         raise UserError(f"cannot be written: {error.strerror or error}", where=str(path), fix="give another path") from error
+
+
+def fitted(table: "Table", console: "Console") -> "RenderableType":
+    """A table, or its rows one below the other where the console is too narrow for the words in it; nothing is cut off.
+
+    A row is its first cell, and a line ``column: cell`` for each of the others that is not empty.
+    """
+    from rich.console import Group
+    from rich.measure import Measurement
+    from rich.text import Text
+
+    endless = console.options.update(max_width=10_000)
+    least, most = [], []
+    for column in table.columns:
+        sizes = [Measurement.get(console, endless, cell) for cell in (column.header, *column.cells)]
+        most.append(max(size.maximum for size in sizes))
+        least.append(most[-1] if column.no_wrap else max(size.minimum for size in sizes))
+    columns = len(table.columns)
+    lines = columns + 1 if table.box else 0
+    room = console.width - lines - (columns if table.pad_edge else columns - 1) * sum(table.padding[1::2])
+    if sum(most) <= room:
+        return table
+    if sum(least) <= room:
+        # rich itself would take from narrow columns, too, and break their words.
+        share = (room - sum(least)) / (sum(most) - sum(least))
+        for column, narrow, wide in zip(table.columns, least, most, strict=True):
+            column.width = narrow + int(share * (wide - narrow))
+        return table
+
+    def text(cell: Any) -> Text:
+        return Text.from_markup(cell) if isinstance(cell, str) else cell
+
+    lines: list[Text] = [text(table.title).copy()] if table.title else []
+    for first, *others in zip(*(column.cells for column in table.columns), strict=True):
+        lines.append(Text("- ") + text(first))
+        lines += [
+            Text(f"  {column.header}: ") + text(cell)
+            for column, cell in zip(table.columns[1:], others, strict=True)
+            if text(cell).plain.strip()
+        ]
+    return Group(*lines, Text())
 
 
 def _special(path: Path) -> bool:

@@ -6,7 +6,6 @@ from typing import Any
 
 import pyarrow as pa
 from rich.console import Console
-from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -16,6 +15,7 @@ from cft_ray.data.accounts import RowAccount
 from cft_ray.execute.record import RecordedPlan, load_plan
 from cft_ray.metrics.accounts import accounts, lines
 from cft_ray.metrics.store import read_files
+from cft_ray.output import fitted
 from cft_ray.plan.stage import skips
 from cft_ray.storage.root import Storage
 
@@ -151,17 +151,7 @@ def show(found: GridStatus, console: Console, *, errors_whole: bool = False) -> 
         name = f"{stage.kind} {stage.label or stage.fingerprint[:12]}"
         rows = f"{stage.rows.used:,} of {stage.rows.came:,}" if stage.rows is not None else ""
         table.add_row(Text(name), Text(stage.state, style=_STYLES[stage.state]), str(stage.attempts or ""), seconds, rows)
-    if Measurement.get(console, console.options.update(max_width=10_000), table).maximum <= console.width:
-        console.print(table)
-    else:
-        for stage in found.stages:
-            console.print(Text(f"{stage.kind} {stage.label or stage.fingerprint[:12]}"))
-            parts = [Text(stage.state, style=_STYLES[stage.state])]
-            parts += [Text(f"attempt {stage.attempts}")] if stage.attempts else []
-            parts += [Text(f"{stage.seconds:.1f} s")] if stage.seconds is not None else []
-            console.print(Text("  ") + Text(", ").join(parts))
-            if stage.rows is not None:
-                console.print(Text(f"  {stage.rows.used:,} of {stage.rows.came:,} rows used"))
+    console.print(fitted(table, console))
     for stage in found.stages:
         if stage.error:
             text = stage.error if errors_whole else "\n".join(stage.error.splitlines()[:2])

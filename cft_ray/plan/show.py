@@ -10,6 +10,7 @@ from rich.table import Table
 from cft_ray.data.accounts import RowAccount, percent, words
 from cft_ray.errors import UserError, without_secrets
 from cft_ray.grid.schema import Grid
+from cft_ray.output import fitted
 from cft_ray.plan.estimate import Estimate
 from cft_ray.plan.memory import TrainingMemory
 from cft_ray.plan.stage import Plan, Stage
@@ -41,20 +42,20 @@ def show(
         lacks: what a run would be refused for (`cft_ray.lacks`).
     """
     seen = view(plan, grid, artifacts)
-    console.print(_cells(seen))
-    console.print(_kinds(seen))
+    console.print(fitted(_cells(seen), console))
+    console.print(fitted(_kinds(seen), console))
     shared = _shared(seen)
     if shared.row_count:
-        console.print(shared)
+        console.print(fitted(shared, console))
     if any(reason.status == "cached" for reason in seen.reasons.values()):
-        console.print(_new(seen))
+        console.print(fitted(_new(seen), console))
     if rows:
-        console.print(_rows(plan, rows))
+        console.print(fitted(_rows(plan, rows), console))
     trainings, memory = _trainings(seen)
     if trainings.row_count:
-        console.print(trainings)
+        console.print(fitted(trainings, console))
     if len(memory.columns) > 1:
-        console.print(memory)
+        console.print(fitted(memory, console))
     console.print(_assumptions(seen), style="dim")
     for warning in seen.warnings:
         console.print(f"[yellow]note:[/yellow] {warning}")

@@ -143,7 +143,7 @@ def test_it_is_shown_with_the_errors_beginning_or_whole(world):
 
 
 def test_forty_columns_hold_all_of_it(world):
-    """A stage has two lines where one has no room for it: its name, and how it is."""
+    """Each stage's name and how it is, one below the other where a row has no room."""
     storage, _ = world
     text = printed(status(storage.uri), 40)
     assert all(len(line) <= 40 for line in text.splitlines()) and "…" not in text
@@ -151,9 +151,16 @@ def test_forty_columns_hold_all_of_it(world):
     for part in ("grandchild", "xhasnojudge", "1of3cellscomplete", "again"):
         assert part in together, (part, text)
     lines = text.splitlines()
-    after = {line: lines[n + 1] for n, line in enumerate(lines) if line.startswith("dataset ")}
-    assert after["dataset done"] == "  done, attempt 2, 90.0 s" and "  1,100 of 1,200 rows used" in lines
-    assert after["dataset failed"] == "  failed, attempt 2" and after["dataset waits"] == "  waiting"
+    start = lines.index("- dataset done")
+    assert lines[start + 1 : start + 6] == [
+        "  state: done",
+        "  attempts: 2",
+        "  seconds: 90.0",
+        "  rows used: 1,100 of 1,200",
+        "- dataset running",
+    ]
+    start = lines.index("- dataset waits")
+    assert lines[start + 1] == "  state: waiting" and not lines[start + 2].startswith("  ")
 
 
 def test_a_plan_is_found_again_by_its_name(tmp_path):
