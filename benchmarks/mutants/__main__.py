@@ -33,9 +33,8 @@ def main() -> None:
     options = parser.parse_args()
     begun = time.monotonic()
     with copy_of(ROOT) as tree:
-        tests = options.tests or [
-            next(t for t in (f"tests/unit/{options.room}", f"tests/integration/{options.room}") if (tree / t).is_dir())
-        ]
+        folders = [f"tests/unit/{options.room}", f"tests/integration/{options.room}"]
+        tests = options.tests or [folder for folder in folders if (tree / folder).is_dir()]
         found = trial(tree, options.room, tests, options.modules, options.size, options.seed)
     found |= {"commit": commit(), "seed": options.seed, "tests": tests, "seconds": round(time.monotonic() - begun)}
     rooms = _rooms() | {options.room: found}

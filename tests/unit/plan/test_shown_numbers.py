@@ -1,0 +1,185 @@
+"""What a plan shows in numbers, written out by hand or computed beside it; shapes, places and reasons."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made import Made
+from rich.console import Console
+
+from cft_ray.data.accounts import RowAccount
+from cft_ray.errors import UserError
+from cft_ray.grid.schema import Grid, load_grid
+from cft_ray.plan.build import build
+from cft_ray.plan.items import located
+from cft_ray.plan.known import checkpoint_shape
+from cft_ray.plan.show import _memory, _number, show
+from cft_ray.plan.specs import SPECS, Checkpoint
+from cft_ray.plan.stage import Plan, skips
+from cft_ray.plan.view import stored, view
+
+
+def lines(plan: Plan, grid: Grid, made: list[Made], **options: Any) -> list[list[str]]:
+    """What is shown in a very wide terminal, in words."""
+    text = io.StringIO()
+    show(plan, grid, Console(file=text, width=1000), made, **options)
+    return [line.split() for line in text.getvalue().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (None, "?"), (0, "0"), (0.0123, "0.0123"), (999.4, "999"), (1000, "1k"), (1234, "1.23k"), (1e6, "1M"), (2.5e9, "2.5G"),
+        (1e12, "1T"), (9.99e15, "9.99P"), (1e18, "1E"), (1.5e21, "1.5e+03E"),
+    ],
+)  # fmt: skip
+def test_numbers_have_three_digits_and_a_unit(value, said):
+    assert _number(value) == said
+
+
+@pytest.mark.parametrize(("value", "said"), [(None, "?"), (80e9, "80.0"), (5e7, "0.1"), (4.9e7, "0.049"), (1.26e9, "1.3")])
+def test_memory_is_in_gigabytes(value, said):
+    assert _memory(value) == said
+
+
+def test_reasons_for_skipping_are_counted():
+    assert skips(["no judge", None, "no key", "no judge"]) == ["skipped: no judge (2 stages)", "skipped: no key (1 stage)"]
+    assert skips([None]) == []
+
+
+def test_the_kinds_that_occur_in_the_order_of_the_work(repository):
+    grid = load_grid(repository / "grids/full.yaml", ["exclude=[{phase2: mopenorca}]"])
+    plan = build(grid)
+    seen = view(plan, grid, [])
+    kinds = {kind.kind: kind for kind in seen.kinds()}
+    there = {stage.kind for stage in plan.stages.values()}
+    assert list(kinds) == [kind for kind in SPECS if kind in there] and set(SPECS) - there
+    new = [seen.estimates[key] for key, stage in plan.stages.items() if stage.kind == "finetune"]
+    assert kinds["finetune"].tokens == pytest.approx(sum(estimate.tokens or 0 for estimate in new))
+    assert kinds["finetune"].money == pytest.approx(sum(estimate.money or 0 for estimate in new))
+    assert kinds["finetune"].memory_bytes == max(estimate.memory_bytes or 0 for estimate in new)
+    assert all(kinds[kind].unknown == 0 for kind in kinds if kind != "evaluate")
+    assert (kinds["dataset"].device_hours, kinds["dataset"].skipped) == (None, 0)
+    nothing = load_grid(repository / "grids/full.yaml", ["exclude=[{phase2: mopenorca}]", "cluster={}"])
+    told = {kind.kind: kind for kind in view(build(nothing), nothing, []).kinds()}
+    assert (told["finetune"].unknown, told["dataset"].unknown) == (len(new), 0)
+
+
+def test_what_is_shown_is_what_was_estimated(repository):
+    grid = load_grid(repository / "grids/full.yaml", ["exclude=[{phase2: mopenorca}]"])
+    plan = build(grid)
+    seen = view(plan, grid, [])
+    said = lines(plan, grid, [])
+    finetune = next(kind for kind in seen.kinds() if kind.kind == "finetune")
+    (row,) = [line for line in said if line[:1] == ["finetune"] and len(line) == 9]
+    assert finetune.device_hours is not None and finetune.money is not None and finetune.memory_bytes is not None
+    hours, money = (_number(value) for value in (finetune.device_hours, finetune.money))
+    assert row[1:4] == [str(finetune.unique), "0", str(finetune.unique)]
+    assert row[6:] == [f"{finetune.memory_bytes / 1e9:.1f}", hours, money]
+    key, stage = next((key, stage) for key, stage in plan.stages.items() if stage.label == "mistral-7b alpaca")
+    estimate = seen.estimates[key]
+    assert estimate.seconds is not None and estimate.memory is not None
+    (row,) = [line for line in said if line[:2] == ["mistral-7b", "alpaca"] and len(line) == 8]
+    assert row[2:5] == ["1", str(stage.resources.workers), _number(estimate.steps)]
+    assert row[7] == _number(estimate.seconds / 3600)
+    (together,) = [line for line in said if line[:1] == ["together"]]
+    assert together[1] == f"{estimate.memory.total / 1e9:.1f}"
+    assert not any(line[:2] == ["why", "new"] for line in said) and not any("rows of local" in " ".join(line) for line in said)
+    shared = [(line[-1], line[-2]) for line in said if line[-2:-1] in (["finetune"], ["replay"], ["drift"])]
+    counts = [int(uses) for uses, _ in shared]
+    assert counts == sorted(counts, reverse=True) and 0 < len(counts) <= 12 and min(counts) > 1
+    assert counts[0] == max(uses for key, uses in seen.uses.items() if plan.stages[key].kind in ("finetune", "replay", "drift"))
+
+
+def test_cells_to_do_and_why_what_is_new(repository):
+    """All but one evaluation is there: one cell is to do, and its stage is named with a reason."""
+    grid = load_grid(repository / "grids/full.yaml", ["exclude=[{phase2: mopenorca}]"])
+    plan = build(grid)
+    absent = plan.cells[0].roles["phase2:TA:ifeval"]
+    made = [
+        Made(stage.kind, stage.spec.version, key, stage.spec.identity(), dict(stage.inputs))
+        for key, stage in plan.stages.items()
+        if key != absent
+    ]
+    seen = view(plan, grid, made)
+    assert [key for key, reason in seen.reasons.items() if reason.status == "new"] == [absent]
+    said = lines(plan, grid, made)
+    first = plan.cells[0]
+    rows = [line for line in said if line[:3] == [first.model, first.phase1, first.phase2]]
+    assert rows[0][-2:] == [str(sum((c.model, c.phase1, c.phase2) == tuple(rows[0][:3]) for c in plan.cells)), "1"]
+    assert any(line[:2] == ["why", "new"] for line in said)
+    assert any(line[: len(plan.stages[absent].label.split())] == plan.stages[absent].label.split() for line in said)
+
+
+def test_rows_that_were_read_while_planning_are_shown(repository):
+    grid = load_grid(repository / "grids/smoke.yaml", [])
+    plan = build(grid)
+    key, stage = next((key, stage) for key, stage in plan.stages.items() if stage.kind == "dataset")
+    account = RowAccount(came=2000, used=1500, left_out={"no_output": 100}, set_aside={"not_in_sample": 400})
+    text = [" ".join(line) for line in lines(plan, grid, [], rows={key: account})]
+    (row,) = [line for line in text if line.startswith(f"{stage.label} 2,000")]
+    assert row.startswith(f"{stage.label} 2,000 1,500 100 6.2 % 100 ") and "400 " in row
+
+
+@pytest.mark.parametrize(
+    ("path", "folder", "place"),
+    [
+        ("s3://b/x", "data", "s3://b/x"),
+        ("/abs/x", "data", "/abs/x"),
+        ("x/y", "/data/", "/data/x/y"),
+        ("x/y", "s3://b/", "s3://b/x/y"),
+        ("./x", "/data", "HERE/x"),
+        ("../x", "/data", "HERE/../x"),
+        ("x", None, "HERE/x"),
+        ("~/x", "/data", "HOME/x"),
+    ],
+)
+def test_places_are_absolute_or_addresses(path, folder, place, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    wanted = place.replace("HERE", str(tmp_path / "here")).replace("HOME", str(tmp_path / "home"))
+    found = located(path, folder)
+    assert found == wanted or Path(found).resolve() == Path(wanted).resolve()
+    assert "://" in found or Path(found).is_absolute()
+
+
+SHAPE = {
+    "num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 32, "vocab_size": 100,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("more", "kv_heads", "head_size", "tied"),
+    [
+        ({}, 4, 16, False),
+        ({"head_dim": 32, "num_key_value_heads": 2, "tie_word_embeddings": True}, 2, 32, True),
+        ({"head_dim": None, "num_key_value_heads": None}, 4, 16, False),
+    ],
+)
+def test_the_shape_of_a_local_checkpoint(tmp_path, more, kv_heads, head_size, tied):
+    (tmp_path / "config.json").write_text(json.dumps(SHAPE | more))
+    shape = checkpoint_shape(Checkpoint(path=str(tmp_path), digest="d"))
+    assert shape is not None
+    assert (shape.layers, shape.hidden, shape.heads, shape.intermediate, shape.vocabulary) == (2, 64, 4, 32, 100)
+    assert (shape.kv_heads, shape.head_size, shape.tied) == (kv_heads, head_size, tied)
+
+
+@pytest.mark.parametrize("damage", [{"num_attention_heads": 0}, {"hidden_size": None}, {"num_attention_heads": "4"}])
+def test_a_checkpoint_of_unknown_shape_has_none(tmp_path, damage):
+    (tmp_path / "config.json").write_text(json.dumps(SHAPE | damage))
+    assert checkpoint_shape(Checkpoint(path=str(tmp_path), digest="d")) is None
+    assert checkpoint_shape(Checkpoint(path=str(tmp_path / "absent"), digest="d")) is None
+    assert checkpoint_shape(Checkpoint(hub="nobody/unknown", revision="a")) is None
+
+
+def test_a_storage_without_a_name_is_refused_and_one_at_home_is_read(repository, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "runs" / "artifacts").mkdir(parents=True)
+    grid = load_grid(repository / "grids/smoke.yaml", ["storage.uri=~/runs"])
+    assert list(stored(grid)) == []
+    blank = grid.model_copy(update={"storage": grid.storage.model_copy(update={"uri": "  "})})
+    with pytest.raises(UserError):
+        list(stored(blank))
