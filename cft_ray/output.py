@@ -121,8 +121,8 @@ def fitted(table: "Table", console: "Console") -> "RenderableType":
         most.append(max(size.maximum for size in sizes))
         least.append(most[-1] if column.no_wrap else max(size.minimum for size in sizes))
     columns = len(table.columns)
-    lines = columns + 1 if table.box else 0
-    room = console.width - lines - (columns if table.pad_edge else columns - 1) * sum(table.padding[1::2])
+    borders = columns + 1 if table.box else 0
+    room = console.width - borders - (columns if table.pad_edge else columns - 1) * sum(table.padding[1::2])
     if sum(most) <= room:
         return table
     if sum(least) <= room:

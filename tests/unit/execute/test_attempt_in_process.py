@@ -2,13 +2,13 @@
 
 import json
 import os
+import pickle
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
-from ray import cloudpickle
 from ray.air.constants import EXPR_ERROR_PICKLE_FILE
 from ray.exceptions import RayTaskError, WorkerCrashedError
 from ray.train._internal.storage import StorageContext
@@ -195,13 +195,13 @@ def test_what_a_task_raised_is_found_below_rays_wrapping():
 def trial(folder: Path, name: str, error: Exception | None = None) -> Trial:
     """A trial of Tune's own, with the error that it keeps on disk."""
     context = StorageContext(storage_path=str(folder), experiment_dir_name="experiment", trial_dir_name=name)
-    made = Trial("trainable", trial_id=name, stub=True, storage=context)
+    made: Any = Trial("trainable", trial_id=name, stub=True, storage=context)
     if error is not None:
         # As `Trial.handle_error` does, which wants a running Ray for its own folder.
         made.run_metadata.pickled_error_filename = EXPR_ERROR_PICKLE_FILE
         place = Path(context.trial_fs_path)
         place.mkdir(parents=True)
-        (place / EXPR_ERROR_PICKLE_FILE).write_bytes(cloudpickle.dumps(error))
+        (place / EXPR_ERROR_PICKLE_FILE).write_bytes(pickle.dumps(error))
     return made
 
 
