@@ -3,7 +3,7 @@
 Of cosmic-ray's 213 operators these are left out: those that put one variable into another's place (experimental there), and of
 the many ways to replace an arithmetic or comparing operator all but the nearest (``<`` becomes ``<=`` or ``>=``, and not ``is``):
 a far one is noticed wherever the line runs. Of one place one change is drawn, so that ``a + b`` counts once. Nothing is changed
-in annotations and in the text of errors.
+in annotations, in the text of errors, and in what only guards against our own mistakes (``zip(…, strict=True)``).
 """
 
 import random
@@ -30,6 +30,8 @@ SINGLE = (
     "ReplaceContinueWithBreak", "ExceptionReplacer", "NumberReplacer", "RemoveDecorator", "ZeroIterationForLoop",
 )  # fmt: skip
 
+# What guards against our own mistakes, and no input can set off.
+GUARDS = {"strict", "frozen", "stacklevel"}
 # Where a star or a slash is an operator, and no mark of a signature or of unpacking.
 ARITHMETIC = {"arith_expr", "term", "power", "expr", "and_expr", "xor_expr", "shift_expr"}
 # What is said to a person; its arguments are text.
@@ -120,6 +122,8 @@ def sample(room: Path, modules: str, root: Path, size: int, seed: int) -> list[C
 def _says_nothing(leaf: Any, operator: str) -> bool:
     """Whether the place is in an annotation or in what an error says, or the change is another spelling."""
     if "BinaryOperator" in operator and leaf.parent.type not in ARITHMETIC:
+        return True
+    if leaf.parent.type == "argument" and leaf.parent.children[0].value in GUARDS:
         return True
     node = leaf
     while (parent := node.parent) is not None:

@@ -95,3 +95,46 @@ def test_standard_input_version_and_short_help(folder):
     assert cft_ray("--version", cwd=folder).stdout.startswith("cft-ray ")
     assert "--set" in cft_ray("plan", "-h", cwd=folder).stdout
     refused(cft_ray("status", "--storage", "absent", cwd=folder), "absent")
+
+
+WEAK = ("setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-dac_override,-dac_read_search")
+"""Without root's right to write where the mode forbids it."""
+
+
+def test_with_a_home_that_is_read_only_it_works(folder):
+    home, temporary = folder / "home", folder / "temporary"
+    (home / ".cache" / "huggingface").mkdir(parents=True)
+    temporary.mkdir()
+    for closed in (home / ".cache" / "huggingface", home / ".cache", home):
+        closed.chmod(0o555)
+    weak = WEAK if os.geteuid() == 0 else ()
+    if weak and shutil.which(weak[0]) is None:
+        pytest.skip("root writes everywhere, and there is no setpriv to take that from it")
+    names = ("CFT_RAY_CACHE", "XDG_CACHE_HOME", "RAY_ADDRESS", "HF_HOME", "TRITON_CACHE_DIR", "VLLM_CACHE_ROOT")
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    environment |= {"HOME": str(home), "TMPDIR": str(temporary), "PYTHONPATH": str(ROOT)}
+    code = (
+        "import os; from cft_ray.machine import machine_folder, prepare_home; prepare_home(); print(machine_folder('x'));"
+        "print(*(os.environ.get(name) for name in ('HOME', 'HF_HOME', 'TRITON_CACHE_DIR', 'VLLM_CACHE_ROOT')))"
+    )
+    try:
+        said, done = (
+            subprocess.run(
+                [*weak, sys.executable, "-c", *command], cwd=folder, env=environment, capture_output=True, text=True, check=False
+            )
+            for command in ([code], [CODE, "plan", "grid.yaml"])
+        )
+        assert done.returncode == 0 and "mistral-toy" in done.stdout, done.stderr
+        own = temporary / f"cft-ray-{os.getuid()}"
+        # The cache that was filled beforehand stays in use; what must be written goes elsewhere.
+        assert said.stdout.split() == [
+            str(own / "cache" / "x"),
+            str(home),
+            "None",
+            str(own / ".triton"),
+            str(own / ".cache/vllm"),
+        ]
+        assert sorted(path.name for path in home.rglob("*")) == [".cache", "huggingface"]
+    finally:
+        for closed in (home, home / ".cache", home / ".cache" / "huggingface"):
+            closed.chmod(0o755)

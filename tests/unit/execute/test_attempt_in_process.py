@@ -17,7 +17,6 @@ from ray.tune.search import Searcher
 from toystage import ToySpec
 
 from cft_ray.artifacts.lease import Observer
-from cft_ray.artifacts.storage import Storage
 from cft_ray.artifacts.store import ArtifactStore
 from cft_ray.errors import StageFailed, UserError
 from cft_ray.execute import attempt, searcher
@@ -30,6 +29,7 @@ from cft_ray.execute.work import Work
 from cft_ray.metrics.schemas import table_of
 from cft_ray.metrics.store import Append, TableStore, read_files
 from cft_ray.plan.stage import Resources, Stage
+from cft_ray.storage.root import Storage
 
 
 class Direct:
