@@ -8,6 +8,7 @@ in annotations, in the text of errors, and in what only guards against our own m
 
 import random
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,13 +108,14 @@ def changes_of(path: str, source: str) -> list[list[Change]]:
     return [places[place] for place in sorted(places)]
 
 
-def sample(room: Path, modules: str, root: Path, size: int, seed: int) -> list[Change]:
-    """Changes of a room's modules (those that the pattern names), one a place, drawn without replacement.
+def sample(room: Path, modules: str, left_out: Sequence[str], root: Path, size: int, seed: int) -> list[Change]:
+    """Changes of a room's modules (those that a pattern names, less others), one a place, drawn without replacement.
 
     The same seed and text give the same ones.
     """
     places = []
-    for module in sorted(room.rglob(modules)):
+    chosen = set(room.rglob(modules)) - {module for pattern in left_out for module in room.glob(pattern)}
+    for module in sorted(chosen):
         places += changes_of(module.relative_to(root).as_posix(), module.read_text(encoding="utf-8"))
     draw = random.Random(seed)
     return [draw.choice(place) for place in draw.sample(places, min(size, len(places)))]

@@ -50,10 +50,10 @@ def test_only_what_can_change_a_result_is_changed():
 
 def test_a_seed_draws_the_same_places_once_each(tmp_path):
     (tmp_path / "m.py").write_text(SOURCE)
-    drawn = [sample(tmp_path, "*.py", tmp_path, 3, seed) for seed in (0, 0, 1)]
+    drawn = [sample(tmp_path, "*.py", [], tmp_path, 3, seed) for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] and len({(change.line, change.column) for change in drawn[0]}) == 3
-    assert len(sample(tmp_path, "*.py", tmp_path, 99, 0)) == len(changes_of("m.py", SOURCE))
-    assert sample(tmp_path, "other*.py", tmp_path, 99, 0) == []
+    assert len(sample(tmp_path, "*.py", ["other*.py"], tmp_path, 99, 0)) == len(changes_of("m.py", SOURCE))
+    assert sample(tmp_path, "other*.py", [], tmp_path, 99, 0) == sample(tmp_path, "*.py", ["m*.py"], tmp_path, 99, 0) == []
 
 
 TRIAL = """

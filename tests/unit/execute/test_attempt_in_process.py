@@ -114,7 +114,7 @@ def test_a_failure_is_a_result_and_leaves_no_folder(storage, tmp_path):
     statuses = rows(storage, "stages", "status", "error")
     assert [row[:3] for row in statuses] == [(1, 1, "failed")] * 2
     assert {row[3] for row in statuses} == {"x.jsonl: the file has no rows\n  fix: give it some", bug["error"]}
-    assert not ArtifactStore(storage).listing() and not list((tmp_path / "storage").rglob("data.txt"))
+    assert not list(ArtifactStore(storage).manifests()) and not list((tmp_path / "storage").rglob("data.txt"))
     assert run(storage, made)["status"] == "failed"
     assert sorted(row[0] for row in rows(storage, "stages", "status")) == [1, 1, 2]
 
