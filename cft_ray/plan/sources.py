@@ -58,11 +58,11 @@ class Sources:
             UserError: its local files are missing or cannot be read.
         """
         languages, rows = source.languages, source.rows
+        allowed = self.grid.allow_left_out if source.allow_left_out is None else source.allow_left_out
         if source.toy is not None:
-            return DatasetSpec(toy=source.toy, columns={}, languages=languages, rows=rows)
+            return DatasetSpec(toy=source.toy, columns={}, languages=languages, rows=rows, allow_left_out=allowed)
         form = None if source.columns else source.format or AUTO
         columns = source.columns or (FORMATS | CHATS).get(form or "", {})
-        allowed = self.grid.allow_left_out if source.allow_left_out is None else source.allow_left_out
         if source.hub is not None:
             spec = DatasetSpec(
                 hub=source.hub,

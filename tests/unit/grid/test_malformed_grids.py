@@ -410,7 +410,7 @@ def test_a_value_that_does_not_fit(case):
         assert "abcdef" not in str(error)
 
 
-def test_a_key_may_go_to_this_machine_or_where_the_grid_says_so():
+def test_a_key_may_go_to_this_machine_or_as_is_said():
     for url in ("http://localhost:8000/v1", "http://127.0.0.3/v1", "http://[::1]:80/v1", "https://judge.example/v1"):
         assert grid_from_text(written(changed(("evaluation", "judge", "base_url"), url)))
     judge = {"model": "judge", "base_url": "http://judge.example/v1"}
