@@ -111,7 +111,7 @@ LISTED: dict[str, str] = {
 
 def tiny(*, insight: bool) -> dict[str, Any]:
     """`FULL` with few cells; the insight section, which plans many stages, only where it is what is changed."""
-    values = copy.deepcopy(FULL) | {"exclude": []}
+    values: dict[str, Any] = copy.deepcopy(FULL) | {"exclude": []}
     if insight:
         values["evaluation"]["benchmarks"] = values["evaluation"]["benchmarks"][:1]
         return values | {"include": [{"model": "tiny", "phase1": "instruct", "strategy": "GR", "seed": 0}]}
