@@ -25,12 +25,10 @@ class Side:
     """One data set, or one of its languages.
 
     Args:
-        count: rows.
         mean: [dimension] float64.
         resampled: [resamples, dimension] float64, means of the resamples.
     """
 
-    count: int
     mean: np.ndarray
     resampled: np.ndarray
 
@@ -67,7 +65,7 @@ def sides(vectors: Vectors, resamples: int, seed: tuple[int, ...]) -> dict[str |
             drawn[language] = drawn.get(language, 0.0) + (of_weights @ of_part).astype(np.float64)
             drawn_counts[language] = drawn_counts.get(language, 0.0) + of_weights.sum(axis=1, dtype=np.float64)
     return {
-        language: Side(counts[language], sums[language] / counts[language], drawn[language] / _least_one(drawn_counts[language]))
+        language: Side(sums[language] / counts[language], drawn[language] / _least_one(drawn_counts[language]))
         for language in sums
     }
 

@@ -99,6 +99,8 @@ def test_a_sample_is_a_seeded_part(pair):
     parts = [measured(pair, settings=DivergenceSettings(sample=2, seed=seed)).rows["id"].to_pylist() for seed in (0, 0, 1)]
     assert parts[0] == parts[1] != parts[2] and len(parts[0]) == 2
     assert measured(pair, settings=DivergenceSettings(sample=99)).summary["rows"] == 5
+    accounts = [measured(pair, settings=DivergenceSettings(sample=sample)).account for sample in (2, 99)]
+    assert [(account.came, account.used, account.set_aside) for account in accounts] == [(5, 2, {"not_in_sample": 3}), (5, 5, {})]
 
 
 # The stage
