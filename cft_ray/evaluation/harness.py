@@ -10,11 +10,13 @@ import random
 import re
 import tempfile
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
 import datasets
 import langdetect
+import lm_eval.utils
 from lm_eval.api.model import LM
 from lm_eval.api.task import Task
 from lm_eval.evaluator import evaluate
@@ -35,6 +37,9 @@ BOOTSTRAP = 1000
 
 logging.getLogger("lm_eval").setLevel(logging.ERROR)
 datasets.disable_progress_bars()
+# The harness compiles a task's few templates anew for each item, which takes longer than asking a tiny model.
+_jinja: Any = lm_eval.utils.env
+_jinja.from_string = lru_cache(maxsize=256)(_jinja.from_string)
 
 
 @dataclass(frozen=True)
