@@ -18,7 +18,7 @@ from cft_ray.data.toy import TOY, held_out
 from cft_ray.errors import UserError
 from cft_ray.plan.specs import DatasetSpec
 
-ASKED = {"instruction": "q", "output": "a"}
+ASKED: dict[str, Any] = {"instruction": "q", "output": "a"}
 
 
 def lines(path: Path, *rows: dict[str, Any]) -> Path:
