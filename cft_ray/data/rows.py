@@ -1,11 +1,12 @@
 """Canonical rows: the one shape that every data set takes, whatever its source calls its columns.
 
-Six text columns, never null, ``""`` where a source has nothing. `id` is unique within a data set, so that a row can be
-named in tables, sampled without doubt and matched with its counterpart in another language. The file is
-``rows.parquet``; a stage may write further columns behind these six (replay does), readers of canonical rows do not
-see them.
+Seven text columns, never null, ``""`` where a source has nothing. `id` is unique within a data set, so that a row can be
+named in tables, sampled without doubt and matched with its counterpart in another language. `turns` holds what was said
+before `instruction` in a conversation (`dump_turns`): `instruction`, `input` and `output` are its last two turns. The file
+is ``rows.parquet``; a stage may write further columns behind these (replay does), readers of canonical rows do not see them.
 """
 
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,13 +16,53 @@ import pyarrow.parquet as pq
 
 from cft_ray.errors import UserError
 
-COLUMNS: tuple[str, ...] = ("id", "language", "system", "instruction", "input", "output")
+COLUMNS: tuple[str, ...] = ("id", "language", "system", "instruction", "input", "output", "turns")
 SCHEMA = pa.schema([pa.field(name, pa.string(), nullable=False) for name in COLUMNS])
 FILE = "rows.parquet"
+_OPTIONAL = "turns"
+"""may be missing from tables that are made elsewhere: then no row has earlier turns"""
+
+
+def dump_turns(turns: Sequence[Mapping[str, str]]) -> str:
+    """The column `turns` of a conversation.
+
+    Args:
+        turns: what comes before the last user turn: ``{"role": "user" or "assistant", "content": …}``, user and assistant
+            by turns, the user first.
+
+    Returns:
+        ``""`` for no turns, else a JSON list.
+
+    Raises:
+        ValueError: the turns are not as described.
+    """
+    for place, turn in enumerate(turns):
+        if set(turn) != {"role", "content"} or turn["role"] != ("user", "assistant")[place % 2]:
+            raise ValueError(f"turn {place + 1} is {dict(turn)}: user and assistant take turns, the user first")
+        if not isinstance(turn["content"], str):
+            raise ValueError(f"turn {place + 1} is no text")
+    if len(turns) % 2:
+        raise ValueError("the last of the earlier turns is not the assistant's")
+    return json.dumps([dict(turn) for turn in turns], ensure_ascii=False) if turns else ""
+
+
+def load_turns(text: str) -> list[dict[str, str]]:
+    """Inverse of `dump_turns`.
+
+    Raises:
+        ValueError: the text is none of its results.
+    """
+    if not text:
+        return []
+    turns = json.loads(text)
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+        raise ValueError("earlier turns are a JSON list of objects with `role` and `content`")
+    dump_turns(turns)
+    return turns
 
 
 def table(rows: Iterable[Mapping[str, str]]) -> pa.Table:
-    """Canonical table of mappings that hold some of the six columns; absent ones become ``""``.
+    """Canonical table of mappings that hold some of the columns; absent ones become ``""``.
 
     Raises:
         pa.ArrowTypeError: a value is not text.
@@ -39,13 +80,15 @@ def validate(rows: pa.Table, where: str) -> None:
     """Refuse what is not a canonical, non-empty table with unique ids.
 
     Args:
-        rows: a table with at least the six columns.
+        rows: a table with at least the canonical columns (`turns` may be missing).
         where: file or data set, for the message.
 
     Raises:
         UserError: a column is missing, not text, or has nulls; an id occurs twice; there are no rows.
     """
     for name in COLUMNS:
+        if name == _OPTIONAL and name not in rows.column_names:
+            continue
         if name not in rows.column_names:
             raise UserError(
                 f"no column {name!r} among {rows.column_names}", where=where, fix=f"canonical rows have {list(COLUMNS)}"
@@ -86,6 +129,8 @@ def read_rows(path: str | Path) -> pa.Table:
     except pa.ArrowInvalid as error:
         raise UserError(f"not a readable Parquet file ({error})", where=str(file), fix="write it again") from error
     validate(rows, str(file))
+    if _OPTIONAL not in rows.column_names:
+        rows = rows.append_column(_OPTIONAL, pa.array([""] * rows.num_rows, pa.string()))
     return rows.select(list(COLUMNS)).cast(SCHEMA)
 
 
@@ -122,4 +167,4 @@ def count_by_language(rows: pa.Table) -> dict[str, int]:
 
 def dictionaries(rows: pa.Table) -> Sequence[dict[str, str]]:
     """The rows as mappings, for `cft_ray.data.templates`."""
-    return rows.select(list(COLUMNS)).to_pylist()
+    return rows.select([name for name in COLUMNS if name in rows.column_names]).to_pylist()

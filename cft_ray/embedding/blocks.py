@@ -78,14 +78,15 @@ def read_block(folder: Path, places: np.ndarray) -> pa.Table:
     """
     found: list[pa.Table] = []
     with pq.ParquetFile(folder / FILE) as source:
-        if absent := [name for name in COLUMNS if name not in source.schema_arrow.names]:
-            raise UserError(f"no column {absent[0]!r}", where=str(folder / FILE), fix=f"canonical rows have {list(COLUMNS)}")
+        wanted = [name for name in COLUMNS if name != "turns"]
+        if absent := [name for name in wanted if name not in source.schema_arrow.names]:
+            raise UserError(f"no column {absent[0]!r}", where=str(folder / FILE), fix=f"canonical rows have {wanted}")
         first = 0
         for group in range(source.num_row_groups):
             stop = first + source.metadata.row_group(group).num_rows
             inside = places[(places >= first) & (places < stop)] - first
             if len(inside):
-                found.append(source.read_row_group(group, columns=list(COLUMNS)).take(pa.array(inside)))
+                found.append(source.read_row_group(group, columns=wanted).take(pa.array(inside)))
             first = stop
     return pa.concat_tables(found)
 

@@ -4,7 +4,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cft_ray.data.rows import COLUMNS, FILE, SCHEMA, count_by_language, read_rows, table, validate, write_rows
+from cft_ray.data.rows import (
+    COLUMNS,
+    FILE,
+    SCHEMA,
+    count_by_language,
+    dump_turns,
+    load_turns,
+    read_rows,
+    table,
+    validate,
+    write_rows,
+)
 from cft_ray.errors import UserError
 
 ROWS = [
@@ -71,3 +82,20 @@ def test_a_file_that_is_not_there_or_not_parquet_is_the_users_to_mend(tmp_path: 
     (tmp_path / FILE).write_bytes(b"PAR1 not really")
     with pytest.raises(UserError, match="not a readable Parquet"):
         read_rows(tmp_path)
+
+
+def test_earlier_turns_come_back_as_they_were() -> None:
+    turns = [{"role": "user", "content": 'Say "hé"\n'}, {"role": "assistant", "content": ""}]
+    assert load_turns(dump_turns(turns)) == turns
+    assert (dump_turns([]), load_turns("")) == ("", [])
+
+
+@pytest.mark.parametrize("roles", [["assistant", "user"], ["user"], ["user", "user"], ["system", "assistant"]])
+def test_turns_out_of_order_are_refused(roles: list[str]) -> None:
+    with pytest.raises(ValueError, match="turn"):
+        dump_turns([{"role": role, "content": "x"} for role in roles])
+
+
+def test_tables_without_the_column_of_turns_have_none(tmp_path: Path) -> None:
+    write_rows(tmp_path / FILE, [table(ROWS)], pa.schema([field for field in SCHEMA if field.name != "turns"]))
+    assert read_rows(tmp_path).equals(table(ROWS))
