@@ -27,6 +27,11 @@ class Template(Settings):
         "joined by a blank line; toy: the toy world's compact prompt"
     )
     system: str | None = Field(default=None, description="system text where the row has none")
+    date: str = Field(
+        default="2024-07-26",
+        pattern=r"^\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])$",
+        description="the day, YYYY-MM-DD, that chat templates write where they ask for today's",
+    )
 
 
 TemplateChoice = Annotated[Template, shorthand("name")]

@@ -1,0 +1,179 @@
+"""How a row becomes tokens: the one encoding of training, replay, evaluation, judges and insight.
+
+A prompt's ids are those that an engine is asked with; an answer's ids follow them, encoded apart, so that no token spans
+the seam. A row's own text is text: what is spelled in it like a control token is encoded as characters. Control tokens come
+from the template alone: what the tokenizer puts before a text by itself, a chat template's marks, and the end token behind
+an answer that is whole.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cft_ray.data.chat_template import ChatTemplate, Pieces, Turn
+from cft_ray.data.templates import conversation, prompts
+from cft_ray.data.vocabulary import Vocabulary, Where
+from cft_ray.grid.settings import Template
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A row as tokens.
+
+    Args:
+        ids: the whole row.
+        answers: (begin, end) of each answer in it, end token included.
+        prompt: tokens before the last answer: what a model is asked with.
+        spelled: whether the row's text has a control token's spelling in it.
+    """
+
+    ids: list[int]
+    answers: list[tuple[int, int]]
+    prompt: int
+    spelled: bool
+
+
+class Encoder:
+    """Encodes rows for one tokenizer in one template.
+
+    Args:
+        tokenizer: a fast one with an end-of-sequence token; not changed.
+        template: None: prompts are texts as they are.
+
+    Raises:
+        UserError: a tokenizer that cannot be used, no chat template, or one that loses text.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", template: Template | None) -> None:
+        self.template = template
+        self.chat = ChatTemplate(tokenizer, template) if template is not None and template.name == "chat" else None
+        self.vocabulary = Vocabulary(tokenizer, self.chat.marks if self.chat else "")
+        end = self.vocabulary.control_in(self.chat.tail) if self.chat else None
+        self._tail_end = 0 if self.chat is None or end is None else end[1]
+        taught = self.vocabulary.end if end is None else end[2]
+        self.ends: tuple[int, ...] = tuple(dict.fromkeys((taught, self.vocabulary.end)))
+        """ids that end an answer: the one that is taught, and the tokenizer's end of sequence"""
+
+    def prompts(self, rows: Sequence[Mapping[str, str]]) -> list[list[int]]:
+        """What a model is asked with, for each row; outputs are not looked at.
+
+        Raises:
+            UserError: a row that the template cannot write.
+        """
+        return [row.ids[: row.prompt] for row in self._encode(rows, None, None)]
+
+    def rows(self, rows: Sequence[Mapping[str, str]], ended: Sequence[bool] | None = None) -> list[Encoded]:
+        """Prompts and answers.
+
+        Args:
+            rows: canonical rows.
+            ended: whether each output is whole; an answer that was cut gets no end token. None: all are.
+
+        Raises:
+            UserError: a row that the template cannot write.
+        """
+        return self._encode(rows, [row["output"] for row in rows], ended)
+
+    def texts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Texts that stand for themselves, after what the tokenizer puts before a text."""
+        return [[*self.vocabulary.prefix, *ids] for ids in self.vocabulary.encode(texts, "start", literal=True)]
+
+    def marked(self, texts: Sequence[str]) -> list[list[int]]:
+        """Prompts in the template's words whose rows are not known any more."""
+        if self.chat is None:
+            return self.texts(texts)
+        return self.vocabulary.encode(texts, "start", literal=False)
+
+    def continued(self, prompt: Sequence[int], texts: Sequence[str]) -> list[list[int]]:
+        """Beginnings of an answer to a prompt, as answers are taught."""
+        return self.vocabulary.encode(texts, self.vocabulary.after(prompt), literal=True)
+
+    def written(self, row: Mapping[str, str]) -> str:
+        """A prompt as text, without what the tokenizer puts before it; for people and for names, not for encoding."""
+        assert self.template is not None
+        said = conversation(self.template, row)
+        if self.chat is not None:
+            return "".join(text for text, _ in self.chat.prompt(said, str(row.get("id", ""))))
+        texts = prompts(self.template, said)
+        return "".join(text + answer for text, (_, answer) in zip(texts, [*said.turns, ("", "")], strict=True))
+
+    def _encode(
+        self, rows: Sequence[Mapping[str, str]], outputs: Sequence[str] | None, ended: Sequence[bool] | None
+    ) -> list[Encoded]:
+        if self.chat is None:
+            turns = [self._own(row, "" if outputs is None else outputs[place]) for place, row in enumerate(rows)]
+        else:
+            turns = [self._chat(self.chat, row, None if outputs is None else outputs[place]) for place, row in enumerate(rows)]
+        spelled = [self._spells(row) for row in rows]
+        start = [] if self.chat else list(self.vocabulary.prefix)
+        ids = [list(start) for _ in rows]
+        answers: list[list[tuple[int, int]]] = [[] for _ in rows]
+        last = [0] * len(rows)
+        for number in range(max(map(len, turns), default=0)):
+            there = [place for place in range(len(rows)) if number < len(turns[place])]
+            self._append(there, ids, [turns[place][number].asked for place in there], spelled, first=number == 0)
+            for place in there:
+                last[place] = len(ids[place])
+            if outputs is None:
+                there = [place for place in there if number < len(turns[place]) - 1]
+            self._append(there, ids, [turns[place][number].answer for place in there], spelled, first=False)
+            for place in there:
+                turn, row = turns[place][number], ids[place]
+                begin = last[place]
+                final = number == len(turns[place]) - 1
+                whole = not final or ended is None or ended[place]
+                if whole:
+                    self._close(row, turn, final=final)
+                stop = len(row)
+                if whole and self.chat is not None:
+                    behind = turn.tail[self._tail_end :] if len(turn.tail) >= self._tail_end else ""
+                    row += self.vocabulary.encode_mixed([(behind, False)], self.vocabulary.after(row)) if behind else []
+                if turn.taught and stop > begin:
+                    answers[place].append((begin, stop))
+        return [Encoded(*each) for each in zip(ids, answers, last, spelled, strict=True)]
+
+    def _close(self, row: list[int], turn: Turn, *, final: bool) -> None:
+        """The end of an answer: the template's mark up to its first control token, or the end of sequence."""
+        if self.chat is not None and self._tail_end and len(turn.tail) >= self._tail_end:
+            row += self.vocabulary.encode_mixed([(turn.tail[: self._tail_end], False)], self.vocabulary.after(row))
+        elif self.chat is None or final:
+            row.append(self.vocabulary.end)
+
+    def _append(self, there: list[int], ids: list[list[int]], texts: list[Pieces], spelled: list[bool], *, first: bool) -> None:
+        """Encode a text behind each row's ids, those in like places together."""
+        groups: dict[tuple[Where, bool], list[tuple[int, str]]] = {}
+        for place, pieces in zip(there, texts, strict=True):
+            where: Where = "start" if first else self.vocabulary.after(ids[place])
+            if self.chat is not None and spelled[place]:
+                ids[place] += self.vocabulary.encode_mixed(pieces, where)
+            elif pieces:
+                groups.setdefault((where, self.chat is None), []).append((place, "".join(text for text, _ in pieces)))
+        for (where, literal), members in groups.items():
+            found = self.vocabulary.encode([text for _, text in members], where, literal=literal)
+            for (place, _), tokens in zip(members, found, strict=True):
+                ids[place] += tokens
+
+    def _spells(self, row: Mapping[str, str]) -> bool:
+        return self.vocabulary.spells_control(
+            value for name in ("instruction", "output", "input", "system", "turns") if (value := row.get(name))
+        )
+
+    def _own(self, row: Mapping[str, str], output: str) -> list[Turn]:
+        assert self.template is not None
+        said = conversation(self.template, row)
+        texts = prompts(self.template, said)
+        answers = [*(answer for _, answer in said.turns), output]
+        return [
+            Turn([(text, True)] if text else [], [(answer, True)] if answer else [], "")
+            for text, answer in zip(texts, answers, strict=True)
+        ]
+
+    def _chat(self, chat: ChatTemplate, row: Mapping[str, str], output: str | None) -> list[Turn]:
+        assert self.template is not None
+        said, name = conversation(self.template, row), str(row.get("id", ""))
+        if output is None:
+            return [Turn(chat.prompt(said, name), [], "")]
+        return chat.turns(said, output, name)
