@@ -74,13 +74,13 @@ def questions(model: str, count: int) -> list[Any]:
     """Prompts of varied length, by a fixed seed."""
     from transformers import AutoTokenizer
 
-    from cft_ray.generation.prompts import encode
+    from cft_ray.data.encoding import Encoder
     from cft_ray.generation.requests import Prompt
 
     draw = random.Random(0)
     words = ["reverse", "the", "word", "number", "and", "write", "it", "twice", "in", "capitals"]
     texts = [" ".join(draw.choices(words, k=draw.randint(*PROMPT_WORDS))) + " =" for _ in range(count)]
-    tokens = encode(AutoTokenizer.from_pretrained(model), texts)
+    tokens = Encoder(AutoTokenizer.from_pretrained(model), None).texts(texts)
     return [Prompt(index, ids, draw.getrandbits(62), draw.randint(*NEW_TOKENS)) for index, ids in enumerate(tokens)]
 
 

@@ -7,10 +7,9 @@ import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from cft_ray.data.accounts import RowAccount
+from cft_ray.data.encoding import Encoder
 from cft_ray.data.rows import dictionaries
-from cft_ray.data.templates import prompt
 from cft_ray.errors import UserError
-from cft_ray.generation.prompts import encode
 from cft_ray.grid.settings import ActivationSettings, Template
 from cft_ray.strategies.selection import select
 
@@ -85,15 +84,18 @@ def read_prompts(
     Raises:
         UserError: a row without a prompt.
     """
-    texts = []
-    for row in dictionaries(rows):
+    given = dictionaries(rows)
+    for row in given:
         if not (row["instruction"] or row["input"]):
             raise UserError(
                 f"row {row['id']} has no prompt", where=where, fix="map the data set's column of prompts to `instruction`"
             )
-        plain = (row["system"], row["instruction"], row["input"])
-        texts.append(prompt(template, row, tokenizer) if template else "\n\n".join(part for part in plain if part))
-    tokens = encode(tokenizer, texts)
+    encoder = Encoder(tokenizer, template)
+    if template:
+        tokens = encoder.prompts(given)
+    else:
+        parts = [(row["system"], row["instruction"], row["input"]) for row in given]
+        tokens = encoder.texts(["\n\n".join(part for part in plain if part) for plain in parts])
     if empty := [place for place, ids in enumerate(tokens) if not ids]:
         raise UserError(f"row {rows['id'][empty[0]]} has no tokens", where=where, fix="give prompts with text")
     return Prompts(

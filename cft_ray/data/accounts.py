@@ -39,6 +39,8 @@ _WORDS = {
     "turns_out_of_order": "whose turns are out of order",
     "ends_with_a_question": "that end with a question",
     "truncated": "cut",
+    "answer_cut": "whose answer was cut when it was generated",
+    "special_in_text": "that spell a control token in their text",
 }
 
 

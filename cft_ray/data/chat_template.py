@@ -88,8 +88,10 @@ class ChatTemplate:
     def marks(self) -> str:
         """The template's own text in a conversation of two turns."""
         asked = self._render([{"role": "user", "content": _MARK}], ask=True) or ""
-        return "".join(self._skeleton(("user", "assistant", "user", "assistant")) or self._skeleton(("user", "assistant")) or ())\
+        return (
+            "".join(self._skeleton(("user", "assistant", "user", "assistant")) or self._skeleton(("user", "assistant")) or ())
             + asked
+        )
 
     def prompt(self, said: Conversation, row: str) -> Pieces:
         """What a model is given to answer.

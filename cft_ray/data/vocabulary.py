@@ -108,7 +108,8 @@ class Vocabulary:
                 ids.extend(self.encode([run], self.after(ids) if ids else where, literal=True)[0])
             run = ""
 
-        for text, literal in pieces:
+        for piece, literal in pieces:
+            text = piece
             while text:
                 found = None if literal else self._spelled.search(text)
                 before = text if found is None else text[: found.start()]

@@ -148,7 +148,7 @@ def compare(
         done += int(examples.lengths[batch].sum())
         progress(done, total)
     names = rows.select(["id", "language"]).take(pa.array(examples.places))
-    tokens = [examples.prompts.astype(np.int64) - 1, examples.targets]
+    tokens = [examples.lengths - 1 - examples.targets, examples.targets]
     columns = [*names.columns, *(pa.array(column) for column in (*tokens, nats[:, 0], nats[:, 1]))]
     drawn = examples.counts.account(TrainingSettings(max_length=limit))
     aside = {"not_in_sample": available - rows.num_rows} if available > rows.num_rows else {}
@@ -173,8 +173,8 @@ def _batch(left: LoadedModel, right: LoadedModel, examples: Examples, batch: lis
                 raise not_finite(model.folder)
         raise UserError("the divergence is not finite", where=f"{left.folder} and {right.folder}", fix="use dtype: float32")
     by_row = found.split([len(row) - 1 for row in ids])
-    prompts = [int(examples.prompts[row]) - 1 for row in batch]
-    return np.array([[each[:first].sum(), each[first:].sum()] for each, first in zip(by_row, prompts, strict=True)])
+    answers = [torch.from_numpy(np.array(examples.mask(row)[1:])) for row in batch]
+    return np.array([[each[~answer].sum(), each[answer].sum()] for each, answer in zip(by_row, answers, strict=True)])
 
 
 def _check(left: LoadedModel, right: LoadedModel) -> None:

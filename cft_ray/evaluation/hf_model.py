@@ -12,7 +12,6 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from cft_ray.errors import UserError
 from cft_ray.evaluation.templated import Scored, Templated
 from cft_ray.generation.budget import NEW_TOKENS, cut
-from cft_ray.generation.prompts import encode
 from cft_ray.generation.settings import device
 from cft_ray.models import function, loading
 from cft_ray.models.config import positions
@@ -91,7 +90,7 @@ class HfModel(Templated, HFLM):
             UserError: predictions that are no numbers.
         """
         questions: list[Any] = [request.args for request in requests]
-        contexts = encode(self.tokenizer, [text for text, _ in questions])
+        contexts = self.encode_prompts([text for text, _ in questions])
         fitting: list[Instance] = []
         for request, tokens, (text, asked) in zip(requests, contexts, questions, strict=True):
             options: dict[str, Any] = dict(normalize_gen_kwargs(asked, NEW_TOKENS))
@@ -116,7 +115,7 @@ class HfModel(Templated, HFLM):
         self, strings: list[str], padding_side: str = "left", left_truncate_len: int | None = None, truncation: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids and attention mask, [texts, longest], padded on the given side."""
-        ids: list[list[int]] = encode(self.tokenizer, strings)
+        ids: list[list[int]] = self.encode_prompts(strings)
         if left_truncate_len:
             ids = [cut(tokens, left_truncate_len, self.opening()) for tokens in ids]
         encoded: Any = self.tokenizer.pad({"input_ids": ids}, padding=True, padding_side=padding_side, return_tensors="pt")

@@ -1,8 +1,9 @@
 """How a harness task's question becomes our prompt: the harness' chat-template hook, filled by the grid's template.
 
 The harness hands a model the conversation that a task wants (a system message if the task has a description, one user
-message, perhaps the beginning of the answer) and takes text back. Rendering it through `cft_ray.data.templates` wraps
-every task, stock or ours, in the words in which the model was taught, without a change to the task.
+message, perhaps the beginning of the answer) and takes text back. Rendering it by the grid's template wraps every
+task, stock or ours, in the words in which the model was taught, without a change to the task. The harness hands back the
+text; what it was made of is kept where the text alone does not say it, so that its tokens are those that were taught.
 """
 
 from collections import Counter
@@ -11,10 +12,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from cft_ray.data.templates import prompt
+from cft_ray.data.encoding import Encoder
 from cft_ray.errors import UserError
 from cft_ray.generation.budget import CUT, Fitted, common_opening, cut, fitted
-from cft_ray.generation.prompts import encode
 from cft_ray.grid.settings import Template
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ class Templated:
     _loglikelihood_tokens: Any
     template: Template | None = None
     """None: questions are not wrapped."""
+    _encoder: Encoder | None = None
+    _asked: dict[str, list[int]]
     canonical: bool = False
     """The questions are canonical rows, written as instruction, blank line, input: they are taken apart again."""
 
@@ -112,13 +114,42 @@ class Templated:
         if self.canonical:
             instruction, _, extra = instruction.partition(BLANK_LINE)
         row = {"system": system, "instruction": instruction, "input": extra}
-        return prompt(self.template, row, cast("PreTrainedTokenizerBase", self.tokenizer)) + answer
+        encoder = self.encoder
+        text = encoder.written(row) + answer
+        if answer or (encoder.chat and encoder.vocabulary.spells_control((system, instruction, extra))):
+            ids = encoder.prompts([row])[0]
+            self._asked[text] = ids + encoder.continued(ids, [answer])[0] if answer else ids
+        return text
+
+    @property
+    def encoder(self) -> Encoder:
+        """Of the template."""
+        if self._encoder is None or self._encoder.template != self.template:
+            self._encoder = Encoder(cast("PreTrainedTokenizerBase", self.tokenizer), self.template)
+            self._asked = {}
+        return self._encoder
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Token ids of a text; ``add_special_tokens=False`` for the rest of a sequence that has begun."""
         if add_special_tokens is False:
-            return self.tokenizer(string, add_special_tokens=False)["input_ids"]
-        return encode(self.tokenizer, [string])[0]
+            return self.encoder.vocabulary.encode([string], "inside", literal=True)[0]
+        return self.encode_prompts([string])[0]
+
+    def encode_prompts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of texts that a model is asked with, as `apply_chat_template` wrote them or as a task has them."""
+        encoder = self.encoder
+        known = [self._asked.get(text) for text in texts]
+        fresh = iter(encoder.marked([text for text, ids in zip(texts, known, strict=True) if ids is None]))
+        return [next(fresh) if ids is None else ids for ids in known]
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """A question and an answer to be scored, as they are taught. Without a template both are the task's text, where the
+        white space before an answer belongs to it."""
+        if self.template is None:
+            bare = context.rstrip()
+            context, continuation = bare, context[len(bare) :] + continuation
+        asked = self.encode_prompts([context])[0]
+        return asked, self.encoder.continued(asked, [continuation])[0]
 
     def loglikelihood_rolling(self, requests: "list[Instance]", disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of whole texts, in windows of the model's length; each begins with one prefix token."""

@@ -15,7 +15,6 @@ from vllm import SamplingParams
 from cft_ray.evaluation.templated import Scored, Templated
 from cft_ray.generation import engine as held
 from cft_ray.generation.budget import NEW_TOKENS
-from cft_ray.generation.prompts import encode
 from cft_ray.models.finite import LOGITS, not_finite
 
 if TYPE_CHECKING:
@@ -67,9 +66,9 @@ class VllmModel(Templated, TemplateLM):
             UserError: predictions that are no numbers.
         """
         prompts: list[Any] = []
-        parameters, stops = [], []
+        parameters, stops, ends = [], [], list(self.encoder.ends)
         questions: list[Any] = [request.args for request in requests]
-        contexts = encode(self.tokenizer, [text for text, _ in questions])
+        contexts = self.encode_prompts([text for text, _ in questions])
         for tokens, (_, asked) in zip(contexts, questions, strict=True):
             options: dict[str, Any] = dict(normalize_gen_kwargs(asked, NEW_TOKENS))
             stop = [text for text in options.pop("until") if text]
@@ -77,7 +76,9 @@ class VllmModel(Templated, TemplateLM):
                 options["temperature"] = 0.0  # the harness leaves it out where a task says neither
             fitted = self.fit(tokens, options.pop("max_gen_toks"))
             prompts.append({"prompt_token_ids": fitted.tokens})
-            parameters.append(SamplingParams(max_tokens=fitted.new_tokens, stop=stop, seed=self.seed, **options))
+            parameters.append(
+                SamplingParams(max_tokens=fitted.new_tokens, stop=stop, stop_token_ids=ends, seed=self.seed, **options)
+            )
             stops.append(stop)
         if not self._looked:
             self._look(prompts[:LOOKED_AT])

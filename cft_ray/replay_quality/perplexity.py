@@ -50,30 +50,35 @@ def likelihoods(
     limit = model.limit(max_length)
     if not rows.num_rows:
         return nats, tokens
-    # Encoded whole: the end-of-sequence token gives every row a target, so none is an error; long ones are left out below.
+    if not any(text.strip() for text in rows["output"].to_pylist()):
+        return nats, tokens
+    reasons = pa.array(["stop" if each else "length" for each in ended], pa.string())
+    rows = rows.append_column("finish_reason", reasons)
+    # Encoded whole; long rows are left out below.
     examples = encode(rows, template, model.tokenizer, TrainingSettings(max_length=_ANY), where=model.folder)
-    lengths = examples.lengths - np.array([not ended[place] for place in examples.places])
-    usable = [row for row in range(len(examples)) if examples.prompts[row] < lengths[row] <= limit]
+    lengths = examples.lengths
+    usable = [row for row in range(len(examples)) if lengths[row] <= limit]
     total, done = int(lengths[usable].sum()), 0
     for batch in by_length([int(lengths[row]) for row in usable], BATCH_TOKENS):
         chosen = [usable[place] for place in batch]
         places = examples.places[chosen]
-        nats[places] = _batch(model, examples, chosen, [int(lengths[row]) for row in chosen])
-        tokens[places] = lengths[chosen] - examples.prompts[chosen]
+        nats[places] = _batch(model, examples, chosen)
+        tokens[places] = examples.targets[chosen]
         done += int(lengths[chosen].sum())
         progress(done, total)
     return nats, tokens
 
 
 @torch.inference_mode()
-def _batch(model: LoadedModel, examples: Examples, chosen: list[int], lengths: list[int]) -> np.ndarray:
+def _batch(model: LoadedModel, examples: Examples, chosen: list[int]) -> np.ndarray:
     """[rows] sums over the answers' tokens."""
-    ids = [examples.ids(row)[:length] for row, length in zip(chosen, lengths, strict=True)]
-    firsts = [int(examples.prompts[row]) for row in chosen]
+    ids = [examples.ids(row) for row in chosen]
+    answers = [np.flatnonzero(examples.mask(row)) for row in chosen]
     hidden = model.decoder(input_ids=padded(ids, model.pad_id).to(model.device), use_cache=False).last_hidden_state
-    spans = list(zip(ids, firsts, strict=True))
-    states = torch.cat([hidden[place, first - 1 : len(row) - 1] for place, (row, first) in enumerate(spans)])
-    labels = torch.from_numpy(np.concatenate([row[first:] for row, first in spans]).astype(np.int64)).to(model.device)
+    states = torch.cat([hidden[place, torch.from_numpy(answer - 1).to(model.device)] for place, answer in enumerate(answers)])
+    labels = torch.from_numpy(
+        np.concatenate([row[answer] for row, answer in zip(ids, answers, strict=True)]).astype(np.int64)
+    ).to(model.device)
     found = torch.empty(len(labels), dtype=torch.float64)
     step = max(1, LOGITS_AT_ONCE // model.head.weight.shape[0])
     for start in range(0, len(labels), step):
@@ -83,5 +88,5 @@ def _batch(model: LoadedModel, examples: Examples, chosen: list[int], lengths: l
         )
     if not bool(torch.isfinite(found).all()):
         raise not_finite(model.folder)
-    by_row = found.split([len(row) - first for row, first in spans])
+    by_row = found.split([len(answer) for answer in answers])
     return np.array([float(part.sum()) for part in by_row])

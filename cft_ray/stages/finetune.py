@@ -154,7 +154,8 @@ def _rows(context: StageContext) -> pa.Table:
     strategy = load(spec.strategy) if spec.strategy else Strategy()
     rows = pq.read_table(context.input("data") / "rows.parquet")
     mixed = strategy.rows(rows, {role: context.input(role) for role in context.stage.inputs}, spec.seed)
-    return mixed.select([name for name in rows.column_names if name in mixed.column_names])
+    kept = (*rows.column_names, "finish_reason")  # which says of a replayed answer whether it was cut
+    return mixed.select([name for name in kept if name in mixed.column_names])
 
 
 def _initial(context: StageContext) -> Path:

@@ -21,12 +21,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cft_ray.data.accounts import KEY, RowAccount
+from cft_ray.data.encoding import Encoder
 from cft_ray.data.rows import FILE, SCHEMA, dictionaries, read_rows, write_rows
-from cft_ray.data.templates import prompt
 from cft_ray.errors import UserError
 from cft_ray.generation import batches, single
 from cft_ray.generation.budget import room
-from cft_ray.generation.prompts import encode
 from cft_ray.generation.requests import Answer, Prompt
 from cft_ray.models.config import positions, read_config
 from cft_ray.models.limits import within
@@ -95,7 +94,7 @@ def _prompts(
 
     length = within(positions(read_config(model)), spec.sampling.max_length)
     tokenizer = AutoTokenizer.from_pretrained(model)
-    tokens = encode(tokenizer, [prompt(spec.template, row, tokenizer) for row in chosen])
+    tokens = Encoder(tokenizer, spec.template).prompts(chosen)
     if any(not ids for ids in tokens):
         raise UserError("a prompt is empty", where="replay", fix="use prompts with an instruction")
     return [

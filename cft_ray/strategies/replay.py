@@ -58,6 +58,7 @@ class GenerativeReplay(Strategy):
         Raises:
             UserError: the generation holds fewer rows than that.
         """
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
         count = replay_count(self.ratio, rows.num_rows)
@@ -66,7 +67,11 @@ class GenerativeReplay(Strategy):
         if replay.num_rows < count:
             raise UserError(f"{replay.num_rows} replayed rows where {count} are needed", where=str(file))
         replay = replay.slice(0, count)
-        return _append(rows, replay, "replay", replay["prompt_id"].to_pylist(), replay["pass"].to_pylist())
+        # An empty answer teaches nothing but to end at once; that one was cut must stay known: it has no end to be taught.
+        replay = replay.filter([bool(text.strip()) for text in replay["output"].to_pylist()])
+        both = _append(rows, replay, "replay", replay["prompt_id"].to_pylist(), replay["pass"].to_pylist())
+        reasons = pa.array([*["stop"] * rows.num_rows, *replay["finish_reason"].to_pylist()], pa.string())
+        return both.append_column("finish_reason", reasons)
 
 
 class EnglishReplay(Strategy):

@@ -64,14 +64,12 @@ def collate(examples: Examples, rows: Sequence[int], *, padding: str, pad_id: in
         layout = Layout.of([1]) if padding == "free" else None
         return MicroBatch(blank, torch.zeros_like(blank), nothing, nothing, layout, None if layout else torch.ones_like(blank), 0)
     lengths = [int(examples.lengths[row]) for row in rows]
-    firsts = [int(examples.prompts[row]) for row in rows]
+    targets = [np.flatnonzero(examples.mask(row)) for row in rows]
     ids = [examples.ids(row) for row in rows]
-    labels = torch.from_numpy(np.concatenate([row[first:] for row, first in zip(ids, firsts, strict=True)]).astype(np.int64))
+    labels = torch.from_numpy(np.concatenate([row[taught] for row, taught in zip(ids, targets, strict=True)]).astype(np.int64))
     width = max(lengths) if padding == "padded" else None
     starts = np.arange(len(rows)) * width if width else np.cumsum([0, *lengths[:-1]])
-    predictors = np.concatenate(
-        [np.arange(start + first - 1, start + length - 1) for start, first, length in zip(starts, firsts, lengths, strict=True)]
-    )
+    predictors = np.concatenate([start + taught - 1 for start, taught in zip(starts, targets, strict=True)])
     if width is None:
         input_ids = torch.from_numpy(np.concatenate(ids).astype(np.int64))[None]
         positions = torch.from_numpy(np.concatenate([np.arange(length) for length in lengths]))[None]

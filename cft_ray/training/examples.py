@@ -1,8 +1,8 @@
 """Canonical rows to token ids, kept flat in memory-mapped arrays that all ranks of a machine share.
 
-The whole text is encoded at once, as a model will meet it, and a token belongs to the answer if it holds any of the
-answer's characters. The beginning-of-sequence token stands once where the tokenizer puts one, the end-of-sequence token
-is appended and is a target.
+How a row becomes tokens is in `cft_ray.data.encoding`; here it is decided which rows are kept, and what is counted of them.
+The loss is taken on every answer of a row, end token included; a column ``finish_reason`` other than ``stop`` says that the
+row's answer was cut, and then it has no end token.
 """
 
 import json
@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from cft_ray.data.accounts import RowAccount
-from cft_ray.data.templates import render
+from cft_ray.data.encoding import Encoder
 from cft_ray.errors import UserError
 from cft_ray.grid.settings import Template, TrainingSettings
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ROWS_AT_ONCE = 1024
-_ARRAYS = ("tokens", "offsets", "prompts", "places")
+_ARRAYS = ("tokens", "offsets", "taught", "places")
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,17 @@ class RowCounts:
     too_long: int
     """rows over ``max_length``: dropped or truncated, as the settings say"""
     without_target: int
-    """rows left out because no token of theirs takes part in the loss"""
+    """rows left out because they have no answer, or because it lies beyond ``max_length``"""
+    cut: int = 0
+    """rows used whose answer was cut when it was generated: no end token is taught"""
+    special_in_text: int = 0
+    """rows given whose text spells a control token; it is encoded as characters"""
 
     def account(self, settings: TrainingSettings) -> RowAccount:
         """The same as every stage says it; `TrainingSettings.long_rows` tells whether long rows were left out or cut."""
         cut = settings.long_rows == "truncate"
         left_out = {"without_target": self.without_target} | ({} if cut else {"too_long": self.too_long})
-        noted = {"truncated": self.too_long} if cut else {}
+        noted = {"answer_cut": self.cut, "special_in_text": self.special_in_text} | ({"truncated": self.too_long} if cut else {})
         return RowAccount(
             came=self.rows,
             used=self.used,
@@ -59,19 +63,19 @@ class Examples:
     Args:
         tokens: [all tokens] int32, rows end to end.
         offsets: [rows + 1] int64, where each row starts in ``tokens``.
-        prompts: [rows] int32, tokens at a row's start that are no targets (at least 1: nothing predicts the first).
+        taught: [all tokens] bool, which are targets; never a row's first, which nothing predicts.
         places: [rows] int64, which row of the given table each is; rows that were left out are missing.
         counts: see `RowCounts`.
     """
 
     tokens: np.ndarray
     offsets: np.ndarray
-    prompts: np.ndarray
+    taught: np.ndarray
     places: np.ndarray
     counts: RowCounts
 
     def __len__(self) -> int:
-        return len(self.prompts)
+        return len(self.places)
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -81,7 +85,16 @@ class Examples:
     @cached_property
     def targets(self) -> np.ndarray:
         """[rows] target tokens of each row."""
-        return self.lengths - self.prompts
+        return np.add.reduceat(self.taught, self.offsets[:-1], dtype=np.int64)
+
+    @cached_property
+    def prompts(self) -> np.ndarray:
+        """[rows] tokens before a row's first target."""
+        return np.array([int(np.argmax(self.mask(row))) for row in range(len(self))], dtype=np.int64)
+
+    def mask(self, row: int) -> np.ndarray:
+        """[tokens] bool, which tokens of a row are targets."""
+        return self.taught[self.offsets[row] : self.offsets[row + 1]]
 
     def ids(self, row: int) -> np.ndarray:
         """Token ids of a row."""
@@ -116,38 +129,39 @@ def encode(
     Raises:
         UserError: no row is left; a row is too long and ``long_rows`` is "refuse"; the tokenizer lacks what is needed.
     """
-    if not tokenizer.is_fast or tokenizer.eos_token_id is None:
-        raise UserError(
-            "the tokenizer is not a fast one with an end-of-sequence token", where=where, fix="use a model that has one"
-        )
-    starts_itself = bool(leading := tokenizer("").input_ids) and leading[0] == tokenizer.bos_token_id
+    encoder = Encoder(tokenizer, template)
     kept: list[np.ndarray] = []
-    prompts: list[int] = []
+    masks: list[np.ndarray] = []
     places: list[int] = []
-    begin = 0
-    too_long = without_target = 0
+    begin = too_long = without_target = cut = special = 0
     for batch in rows.to_batches(max_chunksize=ROWS_AT_ONCE):
-        texts = [render(template, row, tokenizer) for row in batch.to_pylist()]
-        encoded = tokenizer([prompt + answer for prompt, answer in texts], add_special_tokens=False, return_attention_mask=False)
-        for index, (prompt, answer) in enumerate(texts):
-            ids = encoded.input_ids[index]
-            first = _first_token(encoded, index, len(prompt), len(prompt) + len(answer), len(ids))
-            if starts_itself and ids[:1] != [tokenizer.bos_token_id]:
-                ids, first = [tokenizer.bos_token_id, *ids], first + 1
-            ids = [*ids, tokenizer.eos_token_id]
+        given = batch.to_pylist()
+        ended = [row.get("finish_reason") in (None, "", "stop") for row in given]
+        for index, row in enumerate(encoder.rows(given, ended)):
+            special += row.spelled
+            if not given[index]["output"].strip():
+                without_target += 1
+                continue
+            ids = np.asarray(row.ids, dtype=np.int32)
+            mask = np.zeros(len(ids), dtype=bool)
+            for first, stop in row.answers:
+                mask[first:stop] = True
+            if settings.train_on_prompt:
+                mask[:] = True
+            mask[:1] = False
             if len(ids) > settings.max_length:
                 too_long += 1
                 if settings.long_rows == "drop":
                     continue
-                ids = ids[: settings.max_length]
-            first = 1 if settings.train_on_prompt else max(first, 1)
-            if first >= len(ids):
+                ids, mask = ids[: settings.max_length], mask[: settings.max_length]
+            if row.prompt >= len(ids) or not mask.any():
                 without_target += 1
                 continue
-            kept.append(np.asarray(ids, dtype=np.int32))
-            prompts.append(first)
+            cut += not ended[index]
+            kept.append(ids)
+            masks.append(mask)
             places.append(begin + index)
-        begin += len(texts)
+        begin += len(given)
     if too_long and settings.long_rows == "refuse":
         raise UserError(
             f"{too_long} of {rows.num_rows} rows are longer than {settings.max_length} tokens",
@@ -163,16 +177,7 @@ def encode(
     return Examples(
         tokens=np.concatenate(kept),
         offsets=np.cumsum([0, *(len(ids) for ids in kept)], dtype=np.int64),
-        prompts=np.asarray(prompts, dtype=np.int32),
+        taught=np.concatenate(masks),
         places=np.asarray(places, dtype=np.int64),
-        counts=RowCounts(rows=rows.num_rows, used=len(kept), too_long=too_long, without_target=without_target),
+        counts=RowCounts(rows.num_rows, len(kept), too_long, without_target, cut, special),
     )
-
-
-def _first_token(encoded, index: int, begin: int, end: int, count: int) -> int:  # noqa: ANN001 - BatchEncoding
-    """The first token that holds a character of ``text[begin:end]``; ``count`` (the token after the last) if none does."""
-    for position in range(begin, end):  # some tokenizers give no token to a space: then the next character decides
-        token = encoded.char_to_token(index, position)
-        if token is not None:
-            return token
-    return count

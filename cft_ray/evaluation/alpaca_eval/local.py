@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from cft_ray.data.templates import prompt
+from cft_ray.data.encoding import Encoder
 from cft_ray.errors import UserError
 from cft_ray.evaluation.alpaca_eval.annotations import Annotation, Annotations
 from cft_ray.evaluation.alpaca_eval.annotator import Annotator, Question
 from cft_ray.evaluation.alpaca_eval.endpoint import LONGEST_WORDS
 from cft_ray.evaluation.alpaca_eval.judging import Tally, taken_up
 from cft_ray.generation import engine
-from cft_ray.generation.prompts import encode
 from cft_ray.generation.settings import device, engine_arguments, prepare_environment
 from cft_ray.grid.settings import EngineSettings, JudgeSettings
 
@@ -81,7 +80,7 @@ class _Local:
         )
         self._engine = engine.load(arguments)
         self._tokenizer: Any = self._engine.get_tokenizer()
-        self._annotator, self._template = annotator, settings.template
+        self._annotator, self._encoder = annotator, Encoder(self._tokenizer, settings.template)
         self._ids = _spelt(self._tokenizer, annotator.tokens)
         asked = {name: value for name, value in annotator.parameters.items() if name not in _OF_AN_ENDPOINT}
         if self._ids:
@@ -92,7 +91,7 @@ class _Local:
 
     def judge(self, questions: Sequence[Question]) -> list[Annotation]:
         """Judgements of some items, in their order."""
-        tokens = encode(self._tokenizer, [self._prompt(question) for question in questions])
+        tokens = self._encoder.prompts([self._row(question) for question in questions])
         fitting: list[Any] = [{"prompt_token_ids": ids} for ids in tokens if len(ids) <= self._room]
         outputs = iter(self._engine.generate(fitting, self._parameters, use_tqdm=False) if fitting else [])
         annotations = []
@@ -110,10 +109,10 @@ class _Local:
             )
         return annotations
 
-    def _prompt(self, question: Question) -> str:
+    @staticmethod
+    def _row(question: Question) -> dict[str, str]:
         by_role = {message["role"]: message["content"] for message in question.messages}
-        row = {"system": by_role.get("system", ""), "instruction": by_role["user"]}
-        return prompt(self._template, row, self._tokenizer)
+        return {"system": by_role.get("system", ""), "instruction": by_role["user"]}
 
     def _choice(self, output: Any) -> Mapping[str, Any]:
         """An engine's output in the form of an endpoint's choice."""

@@ -11,7 +11,7 @@ from tinymodels import copied, of_architecture, spoiled
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cft_ray.data.rows import FILE, table, write_rows
-from cft_ray.data.templates import render
+from cft_ray.data.templates import conversation, prompts
 from cft_ray.divergence.measure import Divergence, measure_divergence
 from cft_ray.errors import UserError
 from cft_ray.grid.settings import DivergenceSettings, Template
@@ -47,7 +47,7 @@ def measured(pair: tuple[str, str], rows: pa.Table = ROWS, settings: DivergenceS
 def reference(pair: tuple[str, str], row: dict[str, str]) -> tuple[list[float], list[float]]:
     """KL in float64 at the tokens of prompt and answer; one byte is one token."""
     tokenizer = AutoTokenizer.from_pretrained(pair[0])
-    prompt, answer = render(TOY, row)
+    (prompt,), answer = prompts(TOY, conversation(TOY, row)), row["output"]
     count = 1 + len(prompt.encode())
     ids = torch.tensor([[*tokenizer(prompt + answer).input_ids, tokenizer.eos_token_id]])
     p, q = (

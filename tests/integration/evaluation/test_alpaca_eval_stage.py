@@ -19,11 +19,10 @@ from alone import Alone
 from judgeserver import JudgeServer
 from tinymodels import weights_of
 
-from cft_ray.data.templates import prompt
+from cft_ray.data.encoding import Encoder
 from cft_ray.errors import StageFailed, UserError
 from cft_ray.evaluation.alpaca_eval.annotator import Annotator
 from cft_ray.evaluation.alpaca_eval.items import Item
-from cft_ray.generation.prompts import encode
 from cft_ray.grid.benchmarks import BENCHMARKS
 from cft_ray.grid.settings import GenerationSettings, JudgeSettings, ScratchModel, Template
 from cft_ray.metrics.schemas import body_schema
@@ -177,7 +176,7 @@ def test_a_local_judge_decides_as_transformers_computes(tmp_path, planted, undec
     for number in range(ITEMS - 1):
         question = annotator.question(Item(number, f"instruction {number}", f"reference {number}"), "MARK")
         system, user = (message["content"] for message in question.messages)
-        (ids,) = encode(tokenizer, [prompt(asked.template, {"system": system, "instruction": user}, tokenizer)])
+        (ids,) = Encoder(tokenizer, asked.template).prompts([{"system": system, "instruction": user}])
         with torch.no_grad():
             logits = model(torch.tensor([ids])).logits[0, -1]
         first = float(torch.softmax(logits[letters], 0)[0])

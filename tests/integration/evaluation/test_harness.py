@@ -9,8 +9,8 @@ import pytest
 from lm_eval.api.instance import Instance
 from tinymodels import copied, spoiled
 
+from cft_ray.data.encoding import Encoder
 from cft_ray.data.rows import table
-from cft_ray.data.templates import prompt
 from cft_ray.errors import UserError
 from cft_ray.evaluation import models
 from cft_ray.evaluation.answers import Answers, Kept
@@ -86,7 +86,7 @@ def test_prompt_is_the_one_of_training(planted, items, name):
     model.template, model.canonical = Template(name=name, system="Be brief."), True
     row = {"instruction": "Do it", "input": "x\n\ny", "system": "Now."}
     history = [{"role": "system", "content": "Now."}, {"role": "user", "content": "Do it\n\nx\n\ny"}]
-    expected = prompt(model.template, row, model.tokenizer)
+    expected = Encoder(model.tokenizer, model.template).written(row)
     assert model.apply_chat_template(history) == expected
     assert model.apply_chat_template([*history, {"role": "assistant", "content": "M"}], False) == expected + "M"
     ids = model.tok_encode(expected)

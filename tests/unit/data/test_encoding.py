@@ -1,0 +1,146 @@
+"""One encoding: tokenizers of many families × templates × hostile text."""
+
+import itertools
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from madetokenizers import CHATS, FAMILIES, LOSSLESS, SPECIALS, tokenizer
+
+from cft_ray.data.encoding import Encoder
+from cft_ray.data.rows import dump_turns
+from cft_ray.errors import UserError
+from cft_ray.grid.settings import Template
+
+OWN = ("alpaca", "plain", "toy")
+WORDS = ["Hello", "world", " ", "  ", "\n", "\n\n", "        return x", "日本", "é", "'s", "12", ":", "<", *SPECIALS]
+TEXT = st.lists(st.sampled_from(WORDS), min_size=1, max_size=8).map("".join).filter(str.strip)
+ANSWERS = TEXT | st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=12).filter(str.strip)
+
+
+def row(instruction="Say hello", output="Hello there", **more):
+    return {
+        "id": "r1",
+        "language": "en",
+        "system": "",
+        "instruction": instruction,
+        "input": "",
+        "output": output,
+        "turns": "",
+        **more,
+    }
+
+
+def encoder(family, template):
+    chat = template if template in CHATS else None
+    return Encoder(tokenizer(family, chat), Template(name="chat" if chat else template))
+
+
+ENCODERS = {(f, t): encoder(f, t) for f, t in itertools.product(FAMILIES, (*OWN, *CHATS))}
+
+
+@pytest.mark.parametrize("template", [*OWN, *CHATS])
+@pytest.mark.parametrize("family", FAMILIES)
+@given(instruction=TEXT, output=ANSWERS, system=st.just("") | TEXT)
+@settings(max_examples=25, deadline=None)
+def test_what_is_taught_begins_with_what_is_asked_and_holds_no_control_token_of_the_text(
+    family, template, instruction, output, system
+):
+    made = ENCODERS[family, template]
+    given_ = row(instruction, output, system=system)
+    (found,) = made.rows([given_])
+    assert found.ids[: found.prompt] == made.prompts([given_])[0]
+    harmless = row("Say hello", "Hello there", system="Be brief" if system else "")
+    (clean,) = made.rows([harmless])
+    marks = [index for index in found.ids if index in made.vocabulary._forbidden]
+    assert marks == [index for index in clean.ids if index in made.vocabulary._forbidden]
+    ((begin, stop),) = found.answers
+    assert found.ids[stop - 1] == made.ends[0] and begin == found.prompt
+    if family in LOSSLESS:
+        ids = found.ids[begin : stop - 1]
+        text = made.vocabulary._tokenizer("inside", True).decode(ids, skip_special_tokens=False)
+        if template == "think":
+            text = text.rpartition("</think>")[2]
+        expected = output.strip() if template in CHATS else output
+        assert (text.strip() if template in CHATS else text) == expected
+
+
+@pytest.mark.parametrize("chat", [name for name in CHATS if name not in ("think", "parts")])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_chat_ids_are_those_of_apply_chat_template(family, chat):
+    made = ENCODERS[family, chat]
+    messages = [{"role": "user", "content": "Say hello"}, {"role": "assistant", "content": "Hello there"}]
+    gold = tokenizer(family, chat).apply_chat_template(messages[:1], tokenize=True, add_generation_prompt=True, return_dict=False)
+    assert made.prompts([row()])[0] == gold
+    whole: Any = tokenizer(family, chat).apply_chat_template(messages, tokenize=True, return_dict=False)
+    (found,) = made.rows([row()])
+    added = [] if chat != "glm" else [made.ends[0]]
+    seams = whole[: len(gold)] != gold  # the whole text merges the prompt's last line break otherwise
+    assert seams == ((family, chat) == ("gpt2", "llama3"))
+    assert seams or found.ids == [*whole, *added]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_own_templates_begin_as_the_tokenizer_begins_a_text(family):
+    made = ENCODERS[family, "plain"]
+    alone = tokenizer(family)("Say hello\n\n").input_ids
+    asked = made.prompts([row()])[0]
+    assert asked == alone[: len(asked)] and len(alone) - len(asked) in (0, 1)  # WordPiece-like ones put an end as well
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("template", [*OWN, "chatml", "mistral"])
+def test_every_assistants_turn_is_an_answer_with_its_end(family, template):
+    made = ENCODERS[family, template]
+    turns = [{"role": "user", "content": "One"}, {"role": "assistant", "content": "Hello there"}]
+    (found,) = made.rows([row("Two", "world", turns=dump_turns(turns))])
+    assert len(found.answers) == 2
+    for (begin, stop), text in zip(found.answers, ("Hello there", "world"), strict=True):
+        assert found.ids[stop - 1] == made.ends[0]
+        decoded = made.vocabulary._tokenizer("inside", True).decode(found.ids[begin : stop - 1], skip_special_tokens=False)
+        assert "".join(decoded.split()).lower() == "".join(text.split()).lower()
+
+
+@pytest.mark.parametrize("template", [*OWN, *CHATS])
+def test_an_answer_that_was_cut_has_no_end(template):
+    made = ENCODERS["gpt2", template]
+    whole, cut = made.rows([row(), row()], [True, False])
+    (begin, stop), (_, end) = cut.answers[0], whole.answers[0]
+    assert cut.ids == whole.ids[: end - 1] and stop == len(cut.ids) and begin == whole.prompt
+
+
+def test_a_template_that_loses_turns_is_refused_and_one_that_loses_the_system_text_is_given_it_in_the_users():
+    made = ENCODERS["gpt2", "drops_system"]
+    text = made.written(row(system="Be brief"))
+    assert text == "<s>[INST]Be brief\n\nSay hello[/INST]"
+    broken = tokenizer("gpt2", "chatml")
+    kept = broken.chat_template
+    try:
+        broken.chat_template = "{% for m in messages %}<|im_start|>{{ m.role }}{% endfor %}"
+        with pytest.raises(UserError, match="loses the text"):
+            Encoder(broken, Template(name="chat"))
+        broken.chat_template = None
+        with pytest.raises(UserError, match="no chat template"):
+            Encoder(broken, Template(name="chat"))
+    finally:
+        broken.chat_template = kept
+
+
+def test_thoughts_go_on_where_the_template_opens_them():
+    made = ENCODERS["gpt2", "think"]
+    decode: Any = tokenizer("gpt2").decode
+    with_, without = made.rows([row(output="<think>\nsum\n</think>\n4"), row(output="4")])
+    assert decode(with_.ids).endswith("<|im_start|>assistant\n<think>\nsum\n</think>\n4<|im_end|>")
+    assert decode(without.ids).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n4<|im_end|>")
+
+
+def test_a_templates_date_is_the_settings():
+    dated: Any = tokenizer("gpt2", "chatml")
+    kept = dated.chat_template
+    try:
+        dated.chat_template = "{{ strftime_now('%d %b %Y') }} {{ date_string }}" + kept
+        text = Encoder(dated, Template(name="chat", date="2020-02-03")).written(row())
+        assert text.startswith("03 Feb 2020 03 Feb 2020<|im_start|>")
+    finally:
+        dated.chat_template = kept
