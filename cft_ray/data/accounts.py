@@ -40,7 +40,10 @@ _WORDS = {
     "ends_with_a_question": "that end with a question",
     "truncated": "cut",
     "answer_cut": "whose answer was cut when it was generated",
-    "special_in_text": "that spell a control token in their text",
+    "special_in_text": "that spell a control token in their text, taken as text",
+    "seam": "whose tokens would join question and answer if both were encoded as one text",
+    "earlier_untaught": "with an earlier answer that is not taught, as the chat template asks for it in other words",
+    "template_changes_spelling": "in which the chat template changes what is spelled like a control token",
 }
 
 
@@ -93,7 +96,7 @@ class RowAccount(BaseModel):
         parts = [f"{self.used:,} of {self.came:,} rows used"]
         parts += [f"{self.lost:,} left out ({percent(self.lost, self.wanted)}): {self.reasons()}"] if self.lost else []
         parts += [f"{count:,} {words(name)}" for name, count in self.set_aside.items()]
-        parts += [f"used, but {count:,} {words(name)}" for name, count in self.noted.items()]
+        parts += [f"used, but {count:,} ({percent(count, self.used)}) {words(name)}" for name, count in self.noted.items()]
         return "; ".join(parts)
 
 

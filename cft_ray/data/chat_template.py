@@ -6,9 +6,12 @@ turn; where it takes content as a list of parts, it gets parts; where it opens `
 from there. Everything else that does not come out as it went in is an error that names the row.
 """
 
+import re
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from cft_ray.data.templates import Conversation
@@ -26,6 +29,10 @@ _THINK, _THOUGHT = "<think>", "</think>"
 _MARK = "Qz{}zQ"
 
 
+class Unwritable(Exception):
+    """A row that is left out; the reason is its only argument."""
+
+
 @dataclass(frozen=True)
 class Turn:
     """One answer of a conversation.
@@ -34,13 +41,24 @@ class Turn:
         asked: the text since the answer before.
         answer: the answer as the template writes it, without `tail`.
         tail: what the template writes behind it that belongs to it.
-        taught: False: an earlier answer that a model would not be asked for in these words.
     """
 
     asked: Pieces
     answer: Pieces
     tail: str
-    taught: bool = True
+
+
+@dataclass(frozen=True)
+class Written:
+    """A conversation.
+
+    Args:
+        turns: its answers that a model would be asked for in these words; at least the last.
+        untaught: its earlier answers that are none of them: their text is part of what is asked.
+    """
+
+    turns: tuple[Turn, ...]
+    untaught: int = 0
 
 
 @dataclass
@@ -62,6 +80,8 @@ class ChatTemplate:
     """a system text opens the user's turn"""
     tail: str = ""
     """what is written behind the last answer"""
+    spelled: re.Pattern[str] = re.compile("(?!)")
+    """control tokens as text spells them, known once `marks` are: what a row spells so is its text all the same"""
     _skeletons: dict[tuple[str, ...], list[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -93,75 +113,73 @@ class ChatTemplate:
             + asked
         )
 
-    def prompt(self, said: Conversation, row: str) -> Pieces:
-        """What a model is given to answer.
-
-        Raises:
-            UserError: the template loses a part of it.
-        """
-        text, messages = self._asked(said, row)
-        return self._pieces(text, messages, row)
-
-    def turns(self, said: Conversation, output: str, row: str) -> list[Turn]:
-        """All answers of a conversation.
+    def turns(self, said: Conversation, output: str | None, row: str) -> Written:
+        """What is asked and answered in a conversation.
 
         Args:
             said: the conversation.
-            output: its last answer.
+            output: its last answer; None: it is only asked for, and the last turn has no answer.
             row: name for messages.
 
         Raises:
             UserError: the template loses a part of it, or writes answers elsewhere than where it asks for them.
+            Unwritable: the template changes text that is spelled like a control token.
         """
         question, messages = self._asked(said, row)
-        messages = [*messages, {"role": "assistant", "content": output}]
+        asked = self._pieces(question, messages, ask=True)
+        if output is None:
+            last, answer, tail = None, [], ""
+        else:
+            last = [*messages, {"role": "assistant", "content": output}]
+            answer, tail = self._answer(question, last, output, row), self.tail
+        earlier, untaught, asked = self._earlier(asked, question, messages)
+        return Written((*earlier, Turn(asked, answer, tail)), untaught)
+
+    def _answer(self, question: str, messages: Messages, output: str, row: str) -> Pieces:
+        """The last answer behind the question, without the tail."""
         whole = self._render(messages, ask=False)
         if whole is None:
             raise self._refusal(row, "refuses")
-        answer: Pieces | None = None
         if not whole.startswith(question):
             opened = question.rstrip()
             if not opened.endswith(_THINK) or not whole.startswith(opened.removesuffix(_THINK)):
                 raise self._refusal(row, "asks in other words than those in which it writes an answer in")
             # As templates do that can be asked to think: no thought is an empty one.
             thought = output.lstrip()
-            thought = thought[len(_THINK) :].lstrip("\n") if thought.startswith(_THINK) else f"\n{_THOUGHT}\n\n{output}"
-            answer = [(thought, True)]
-            whole = question + thought + self.tail
+            return [(thought[len(_THINK) :].lstrip("\n") if thought.startswith(_THINK) else f"\n{_THOUGHT}\n\n{output}", True)]
         if not whole.endswith(self.tail) or len(whole) - len(self.tail) < len(question):
             raise self._refusal(row, "ends differently after")
         body = whole[: len(whole) - len(self.tail)]
-        if _squeezed(output) not in _squeezed(body[len(question) :] if answer is None else question + body[len(question) :]):
+        _, answer = _cut(self._pieces(whole, messages, ask=False), len(question))
+        if _squeezed(output) not in _squeezed(body[len(question) :]):
             raise self._refusal(row, "does not write the whole answer of")
-        pieces = self._pieces(body if answer is None else question, messages if answer is None else messages[:-1], row)
-        asked, rest = _cut(pieces, len(question))
-        turns = self._earlier(asked, question, messages, row) if said.turns else [Turn(asked, [], "")]
-        last = turns.pop()
-        return [*turns, Turn(last.asked, answer or rest, self.tail)]
+        return _cut(answer, len(body) - len(question))[0]
 
-    def _earlier(self, asked: Pieces, question: str, messages: Messages, row: str) -> list[Turn]:
-        """The earlier turns of a prompt, then one that has what is left of it."""
+    def _earlier(self, asked: Pieces, question: str, messages: Messages) -> tuple[list[Turn], int, Pieces]:
+        """The earlier turns of a prompt; how many of its answers are none of them; and what is left of it.
+
+        An earlier answer is a turn where what stands before it is what a model would be asked there.
+        """
         turns: list[Turn] = []
-        done = 0
-        for place, message in enumerate(messages[:-1]):
+        done = untaught = 0
+        for place, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            before = self._render(messages[:place], ask=True) or ""
-            taught = question.startswith(before) and len(before) >= done
+            before = self._render(messages[:place], ask=True)
+            begin = -1 if before is None or not question.startswith(before) else len(before)
             content = message["content"].strip()
-            begin = len(before) if taught else question.find(content, done)
-            found = question.find(content, begin)
-            if begin < 0 or found < 0 or not (question[begin:found].isspace() or begin == found or not taught):
-                taught, found = False, max(found, done)
-                begin = found
+            found = question.find(content, begin) if begin >= done else -1
+            if found < 0 or question[begin:found].strip():
+                untaught += 1
+                continue
             stop = found + len(content)
+            tail = _common(question[stop:], self.tail)
             first, asked = _cut(asked, begin - done)
             answer, asked = _cut(asked, stop - begin)
-            tail = _common(question[stop:], self.tail)
             _, asked = _cut(asked, len(tail))
-            turns.append(Turn(first, answer, tail, taught))
+            turns.append(Turn(first, answer, tail))
             done = stop + len(tail)
-        return [*turns, Turn(asked, [], "")]
+        return turns, untaught, asked
 
     def _asked(self, said: Conversation, row: str) -> tuple[str, Messages]:
         for merged in (False, True) if said.system and not self.merged else (self.merged,):
@@ -169,28 +187,29 @@ class ChatTemplate:
             text = self._render(messages, ask=True)
             if text is not None and _in_order([message["content"] for message in messages], text):
                 return text, messages
+            if text is not None:
+                self._pieces(text, messages, ask=True)  # says it of spelled control tokens
         raise self._refusal(row, "loses a part of")
 
-    def _pieces(self, text: str, messages: Messages, row: str) -> Pieces:
-        """A rendered text taken apart at its messages' contents."""
-        roles = tuple(message["role"] for message in messages)
-        marks = self._skeleton(roles, ask=roles[-1] != "assistant")
-        if marks is None:
+    def _pieces(self, text: str, messages: Messages, *, ask: bool) -> Pieces:
+        """A rendered text, with what messages spell like control tokens kept apart.
+
+        Those spellings are taken out, the rest is rendered, and they are put back in: if that is not the same text, the
+        template looks at them, and nothing says which of those in the text are the row's.
+        """
+        contents = [message["content"] for message in messages]
+        found = [spelled for content in contents for spelled in self.spelled.findall(content)]
+        if not found:
             return [(text, False)]
-        pieces: Pieces = [(marks[0], False)]
-        at = len(marks[0])
-        if not text.startswith(marks[0]):
-            return [(text, False)]
-        for message, mark in zip(messages, marks[1:], strict=True):
-            content = message["content"]
-            follows = "" if mark is marks[-1] and roles[-1] == "assistant" else mark
-            forms = (content, content.strip(), content.lstrip(), content.rstrip())
-            form = next((form for form in forms if text.startswith(form + follows, at)), None)
-            if form is None:
-                return [(text, False)]
-            pieces += [(form, True), (follows, False)]
-            at += len(form) + len(follows)
-        return pieces if at == len(text) else [(text, False)]
+        mark = next(mark for number in count() if (mark := _MARK.format(number)) not in text)
+        hidden = [message | {"content": self.spelled.sub(mark, message["content"])} for message in messages]
+        parts = (self._render(hidden, ask=ask) or "").split(mark)
+        pieces: Pieces = [(parts[0], False)]
+        for spelled, part in zip(found, parts[1:], strict=False):
+            pieces += [(spelled, True), (part, False)]
+        if len(parts) != len(found) + 1 or "".join(piece for piece, _ in pieces) != text:
+            raise Unwritable("template_changes_spelling")
+        return pieces
 
     def _skeleton(self, roles: tuple[str, ...], *, ask: bool = False) -> list[str] | None:
         """The template's own text before, between and behind the contents of messages; None: some get lost."""
@@ -223,7 +242,9 @@ class ChatTemplate:
                 date_string=today.strftime("%d %b %Y"),
                 strftime_now=today.strftime,
             )
-        except Exception:  # noqa: BLE001 - a template is a program of its own: whatever it raises, it refuses
+        except Exception as error:
+            if not _of_template(error):
+                raise
             return None
         return text if isinstance(text, str) else None
 
@@ -234,6 +255,14 @@ class ChatTemplate:
             where=_WHERE,
             fix="use the template alpaca or plain, leave the row out, or give the model's folder another chat_template.jinja",
         )
+
+
+def _of_template(error: Exception) -> bool:
+    """Whether an error is a template's: what it raises itself, or what is raised in its code."""
+    from jinja2.exceptions import TemplateError
+
+    frames = traceback.walk_tb(error.__traceback__)
+    return isinstance(error, TemplateError) or any(frame.f_code.co_filename == "<template>" for frame, _ in frames)
 
 
 def _messages(said: Conversation, *, merged: bool) -> Messages:
@@ -278,7 +307,5 @@ def _cut(pieces: Pieces, length: int) -> tuple[Pieces, Pieces]:
 
 def _common(left: str, right: str) -> str:
     """What both begin with."""
-    count = 0
-    while count < min(len(left), len(right)) and left[count] == right[count]:
-        count += 1
-    return left[:count]
+    length = next((place for place, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
+    return left[:length]

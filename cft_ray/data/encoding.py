@@ -10,13 +10,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cft_ray.data.chat_template import ChatTemplate, Pieces, Turn
+from cft_ray.data.chat_template import ChatTemplate, Pieces, Turn, Unwritable, Written
 from cft_ray.data.templates import conversation, prompts
 from cft_ray.data.vocabulary import Vocabulary, Where
+from cft_ray.errors import UserError
 from cft_ray.grid.settings import Template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+SEAM = 24
+"""Characters on either side of a seam that are looked at: more than a token that could span it has."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +33,18 @@ class Encoded:
         answers: (begin, end) of each answer in it, end token included.
         prompt: tokens before the last answer: what a model is asked with.
         spelled: whether the row's text has a control token's spelling in it.
+        seam: whether its text encoded as one would have a token across a seam of question and answer.
+        untaught: its earlier answers that are not taught, because no model would be asked for them in the words before them.
+        refused: why it cannot be encoded; None: it is.
     """
 
     ids: list[int]
     answers: list[tuple[int, int]]
     prompt: int
     spelled: bool
+    seam: bool = False
+    untaught: int = 0
+    refused: str | None = None
 
 
 class Encoder:
@@ -51,6 +62,8 @@ class Encoder:
         self.template = template
         self.chat = ChatTemplate(tokenizer, template) if template is not None and template.name == "chat" else None
         self.vocabulary = Vocabulary(tokenizer, self.chat.marks if self.chat else "")
+        if self.chat is not None:
+            self.chat.spelled = self.vocabulary.spelled
         end = self.vocabulary.control_in(self.chat.tail) if self.chat else None
         self._tail_end = 0 if self.chat is None or end is None else end[1]
         taught = self.vocabulary.end if end is None else end[2]
@@ -63,7 +76,15 @@ class Encoder:
         Raises:
             UserError: a row that the template cannot write.
         """
-        return [row.ids[: row.prompt] for row in self._encode(rows, None, None)]
+        found = self._encode(rows, None, None)
+        for given, row in zip(rows, found, strict=True):
+            if row.refused is not None:
+                raise UserError(
+                    f"the chat template changes text that is spelled like a control token in row {given.get('id', '')}",
+                    where="template.name: chat",
+                    fix="use the template alpaca or plain, or leave the row out",
+                )
+        return [row.ids for row in found]
 
     def rows(self, rows: Sequence[Mapping[str, str]], ended: Sequence[bool] | None = None) -> list[Encoded]:
         """Prompts and answers.
@@ -96,29 +117,30 @@ class Encoder:
         assert self.template is not None
         said = conversation(self.template, row)
         if self.chat is not None:
-            return "".join(text for text, _ in self.chat.prompt(said, str(row.get("id", ""))))
+            turns = self.chat.turns(said, None, str(row.get("id", ""))).turns
+            return "".join("".join(text for text, _ in (*turn.asked, *turn.answer)) + turn.tail for turn in turns)
         texts = prompts(self.template, said)
         return "".join(text + answer for text, (_, answer) in zip(texts, [*said.turns, ("", "")], strict=True))
 
     def _encode(
         self, rows: Sequence[Mapping[str, str]], outputs: Sequence[str] | None, ended: Sequence[bool] | None
     ) -> list[Encoded]:
-        if self.chat is None:
-            turns = [self._own(row, "" if outputs is None else outputs[place]) for place, row in enumerate(rows)]
-        else:
-            turns = [self._chat(self.chat, row, None if outputs is None else outputs[place]) for place, row in enumerate(rows)]
+        outputs = [None] * len(rows) if outputs is None else outputs
+        written = [self._written(row, output) for row, output in zip(rows, outputs, strict=True)]
+        turns = [() if isinstance(each, Unwritable) else each.turns for each in written]
         spelled = [self._spells(row) for row in rows]
         start = [] if self.chat else list(self.vocabulary.prefix)
         ids = [list(start) for _ in rows]
         answers: list[list[tuple[int, int]]] = [[] for _ in rows]
         last = [0] * len(rows)
+        seams: list[tuple[int, str, str]] = []
         for number in range(max(map(len, turns), default=0)):
             there = [place for place in range(len(rows)) if number < len(turns[place])]
             self._append(there, ids, [turns[place][number].asked for place in there], spelled, first=number == 0)
             for place in there:
                 last[place] = len(ids[place])
-            if outputs is None:
-                there = [place for place in there if number < len(turns[place]) - 1]
+            there = [place for place in there if outputs[place] is not None or number < len(turns[place]) - 1]
+            seams += [(place, *pair) for place in there if (pair := self._seam(turns[place][number], ids[place]))]
             self._append(there, ids, [turns[place][number].answer for place in there], spelled, first=False)
             for place in there:
                 turn, row = turns[place][number], ids[place]
@@ -131,9 +153,34 @@ class Encoder:
                 if whole and self.chat is not None:
                     behind = turn.tail[self._tail_end :] if len(turn.tail) >= self._tail_end else ""
                     row += self.vocabulary.encode_mixed([(behind, False)], self.vocabulary.after(row)) if behind else []
-                if turn.taught and stop > begin:
+                if stop > begin:
                     answers[place].append((begin, stop))
-        return [Encoded(*each) for each in zip(ids, answers, last, spelled, strict=True)]
+        merging = self._merging(seams)
+        return [
+            Encoded(ids[place], answers[place], last[place], spelled[place], refused=str(each))
+            if isinstance(each, Unwritable)
+            else Encoded(ids[place], answers[place], last[place], spelled[place], place in merging, each.untaught)
+            for place, each in enumerate(written)
+        ]
+
+    def _seam(self, turn: Turn, ids: list[int]) -> tuple[str, str] | None:
+        """The text on both sides of an answer's beginning; None where no token can span it."""
+        if not ids or not turn.answer or self.vocabulary.after(ids) != "inside":
+            return None
+        asked, answer = ("".join(text for text, _ in pieces) for pieces in (turn.asked, turn.answer))
+        asked = asked[-SEAM:] if self.chat is None else self.vocabulary.spelled.split(asked)[-1][-SEAM:]
+        return (asked, answer[:SEAM]) if asked else None
+
+    def _merging(self, seams: Sequence[tuple[int, str, str]]) -> set[int]:
+        """Places whose text around a seam is encoded otherwise as one."""
+        both = sorted({(asked, answer) for _, asked, answer in seams})
+        left, right = sorted({asked for asked, _ in both}), sorted({answer for _, answer in both})
+        texts = [*left, *right, *(asked + answer for asked, answer in both)]
+        found = self.vocabulary.encode(texts, "inside", literal=True)
+        apart = [dict(zip(left, found, strict=False)), dict(zip(right, found[len(left) :], strict=False))]
+        joined = dict(zip(both, found[len(left) + len(right) :], strict=True))
+        merging = {pair for pair, ids in joined.items() if ids != apart[0][pair[0]] + apart[1][pair[1]]}
+        return {place for place, *pair in seams if tuple(pair) in merging}
 
     def _close(self, row: list[int], turn: Turn, *, final: bool) -> None:
         """The end of an answer: the template's mark up to its first control token, or the end of sequence."""
@@ -161,19 +208,18 @@ class Encoder:
             value for name in ("instruction", "output", "input", "system", "turns") if (value := row.get(name))
         )
 
-    def _own(self, row: Mapping[str, str], output: str) -> list[Turn]:
+    def _written(self, row: Mapping[str, str], output: str | None) -> Written | Unwritable:
         assert self.template is not None
         said = conversation(self.template, row)
-        texts = prompts(self.template, said)
-        answers = [*(answer for _, answer in said.turns), output]
-        return [
-            Turn([(text, True)] if text else [], [(answer, True)] if answer else [], "")
-            for text, answer in zip(texts, answers, strict=True)
-        ]
-
-    def _chat(self, chat: ChatTemplate, row: Mapping[str, str], output: str | None) -> list[Turn]:
-        assert self.template is not None
-        said, name = conversation(self.template, row), str(row.get("id", ""))
-        if output is None:
-            return [Turn(chat.prompt(said, name), [], "")]
-        return chat.turns(said, output, name)
+        if self.chat is not None:
+            try:
+                return self.chat.turns(said, output, str(row.get("id", "")))
+            except Unwritable as error:
+                return error
+        answers = [*(answer for _, answer in said.turns), output or ""]
+        return Written(
+            tuple(
+                Turn([(text, True)] if text else [], [(answer, True)] if answer else [], "")
+                for text, answer in zip(prompts(self.template, said), answers, strict=True)
+            )
+        )

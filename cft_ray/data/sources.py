@@ -26,7 +26,7 @@ from cft_ray.data.formats import AUTO, CHATS, CONVERSATION, FORMATS, OPTIONAL, f
 from cft_ray.data.languages import filled, meant, names_language
 from cft_ray.data.paths import matching, named
 from cft_ray.data.readers import BATCH, Wanted, as_text, column_names, read_file, require_columns
-from cft_ray.data.rows import COLUMNS, SCHEMA, table
+from cft_ray.data.rows import COLUMNS, SCHEMA, dump_turns, table
 from cft_ray.errors import UserError
 from cft_ray.plan.specs import DatasetSpec
 
@@ -233,16 +233,14 @@ def _canonical(spec: DatasetSpec, batch: pa.Table, language: str, position: int,
 
 def _spoken(frame: pl.DataFrame) -> pl.DataFrame:
     """Canonical columns of conversations; ``unfit`` is why one is left out. A system column counts where no turn is one."""
-    columns: dict[str, list[str | None]] = {"instruction": [], "output": [], "system": [], "unfit": []}
+    columns: dict[str, list[str | None]] = {"instruction": [], "output": [], "system": [], "turns": [], "unfit": []}
     given = frame["system"] if "system" in frame.columns else [""] * frame.height
     for text, system in zip(frame[CONVERSATION], given, strict=True):
         try:
             said, unfit = conversation(text), None
-            if said.turns:
-                raise Unfit("several_turns")
         except Unfit as error:
             said, unfit = Conversation("", (), "", ""), str(error)
-        values = (said.question, said.answer, said.system or system, unfit)
+        values = (said.question, said.answer, said.system or system, dump_turns(said.turns), unfit)
         for column, value in zip(columns.values(), values, strict=True):
             column.append(value)
     return frame.with_columns(pl.Series(name, values, pl.String) for name, values in columns.items())

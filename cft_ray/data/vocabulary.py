@@ -53,7 +53,8 @@ class Vocabulary:
         control = [token for token in self._state["added_tokens"] if token["special"]]
         self._control = {token["content"]: token for token in control}
         spelled = sorted((re.escape(text) for text in self._control if text), key=len, reverse=True)
-        self._spelled = re.compile("|".join(spelled) if spelled else "(?!)")
+        self.spelled = re.compile("|".join(spelled) if spelled else "(?!)")
+        """control tokens as text spells them"""
         unknown = self._state["model"].get("unk_token")
         self._forbidden = frozenset(token["id"] for token in control if token["content"] != unknown) - {
             self._state["model"].get("unk_id")
@@ -67,11 +68,11 @@ class Vocabulary:
 
     def spells_control(self, texts: Iterable[str]) -> bool:
         """Whether a text has a control token's spelling in it."""
-        return any(self._spelled.search(text) for text in texts)
+        return any(self.spelled.search(text) for text in texts)
 
     def control_in(self, text: str) -> tuple[int, int, int] | None:
         """(begin, end, id) of the first control token that a template's text spells."""
-        found = self._spelled.search(text)
+        found = self.spelled.search(text)
         return None if found is None else (found.start(), found.end(), self._control[found[0]]["id"])
 
     def after(self, ids: Sequence[int]) -> Where:
@@ -111,7 +112,7 @@ class Vocabulary:
         for piece, literal in pieces:
             text = piece
             while text:
-                found = None if literal else self._spelled.search(text)
+                found = None if literal else self.spelled.search(text)
                 before = text if found is None else text[: found.start()]
                 if strip:
                     before = before.lstrip()
@@ -130,7 +131,7 @@ class Vocabulary:
     def _broken(self, text: str, where: Where) -> list[int]:
         """A text whose spelling of a control token the model takes for the token even so: broken inside it."""
         parts, begin = [], 0
-        for found in self._spelled.finditer(text):
+        for found in self.spelled.finditer(text):
             parts.append(text[begin : found.start() + 1])
             begin = found.start() + 1
         parts.append(text[begin:])

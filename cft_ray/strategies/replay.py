@@ -55,6 +55,9 @@ class GenerativeReplay(Strategy):
     def rows(self, rows: "pa.Table", inputs: Mapping[str, Path], seed: int) -> "pa.Table":
         """The Phase 2 rows, then the first ``ratio`` of their number from the generation.
 
+        A column ``finish_reason`` behind the canonical ones says which answers were cut: these have no end to be taught.
+        Empty answers are among the rows; the training leaves out and counts what has no answer.
+
         Raises:
             UserError: the generation holds fewer rows than that.
         """
@@ -67,8 +70,6 @@ class GenerativeReplay(Strategy):
         if replay.num_rows < count:
             raise UserError(f"{replay.num_rows} replayed rows where {count} are needed", where=str(file))
         replay = replay.slice(0, count)
-        # An empty answer teaches nothing but to end at once; that one was cut must stay known: it has no end to be taught.
-        replay = replay.filter([bool(text.strip()) for text in replay["output"].to_pylist()])
         both = _append(rows, replay, "replay", replay["prompt_id"].to_pylist(), replay["pass"].to_pylist())
         reasons = pa.array([*["stop"] * rows.num_rows, *replay["finish_reason"].to_pylist()], pa.string())
         return both.append_column("finish_reason", reasons)

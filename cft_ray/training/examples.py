@@ -6,6 +6,7 @@ row's answer was cut, and then it has no end token.
 """
 
 import json
+from collections import Counter
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -37,17 +38,34 @@ class RowCounts:
     too_long: int
     """rows over ``max_length``: dropped or truncated, as the settings say"""
     without_target: int
-    """rows left out because they have no answer, or because it lies beyond ``max_length``"""
+    """rows left out because their answer lies beyond ``max_length``"""
+    no_output: int = 0
+    """rows left out because they have no answer; a generated one may be empty"""
+    refused: int = 0
+    """rows left out because the chat template changes what they spell like control tokens"""
     cut: int = 0
     """rows used whose answer was cut when it was generated: no end token is taught"""
     special_in_text: int = 0
-    """rows given whose text spells a control token; it is encoded as characters"""
+    """rows used whose text spells a control token; it is encoded as characters"""
+    seam: int = 0
+    """rows used whose text encoded as one would have a token across a seam of question and answer"""
+    untaught: int = 0
+    """rows used with an earlier answer that is not taught, as the template asks for it in other words"""
 
     def account(self, settings: TrainingSettings) -> RowAccount:
         """The same as every stage says it; `TrainingSettings.long_rows` tells whether long rows were left out or cut."""
         cut = settings.long_rows == "truncate"
-        left_out = {"without_target": self.without_target} | ({} if cut else {"too_long": self.too_long})
-        noted = {"answer_cut": self.cut, "special_in_text": self.special_in_text} | ({"truncated": self.too_long} if cut else {})
+        left_out = {
+            "no_output": self.no_output,
+            "without_target": self.without_target,
+            "template_changes_spelling": self.refused,
+        } | ({} if cut else {"too_long": self.too_long})
+        noted = {
+            "answer_cut": self.cut,
+            "special_in_text": self.special_in_text,
+            "seam": self.seam,
+            "earlier_untaught": self.untaught,
+        } | ({"truncated": self.too_long} if cut else {})
         return RowAccount(
             came=self.rows,
             used=self.used,
@@ -133,14 +151,17 @@ def encode(
     kept: list[np.ndarray] = []
     masks: list[np.ndarray] = []
     places: list[int] = []
-    begin = too_long = without_target = cut = special = 0
+    tally: Counter[str] = Counter()
+    begin = 0
     for batch in rows.to_batches(max_chunksize=ROWS_AT_ONCE):
         given = batch.to_pylist()
-        ended = [row.get("finish_reason") in (None, "", "stop") for row in given]
-        for index, row in enumerate(encoder.rows(given, ended)):
-            special += row.spelled
-            if not given[index]["output"].strip():
-                without_target += 1
+        answered = [index for index, row in enumerate(given) if row["output"].strip()]
+        tally["no_output"] += len(given) - len(answered)
+        whole = [given[index].get("finish_reason") in (None, "", "stop") for index in answered]
+        found = encoder.rows([given[index] for index in answered], whole)
+        for index, row, ended in zip(answered, found, whole, strict=True):
+            if row.refused is not None:
+                tally["refused"] += 1
                 continue
             ids = np.asarray(row.ids, dtype=np.int32)
             mask = np.zeros(len(ids), dtype=bool)
@@ -150,18 +171,25 @@ def encode(
                 mask[:] = True
             mask[:1] = False
             if len(ids) > settings.max_length:
-                too_long += 1
+                tally["too_long"] += 1
                 if settings.long_rows == "drop":
                     continue
                 ids, mask = ids[: settings.max_length], mask[: settings.max_length]
             if row.prompt >= len(ids) or not mask.any():
-                without_target += 1
+                tally["without_target"] += 1
                 continue
-            cut += not ended[index]
+            noted = {
+                "cut": not ended,
+                "special_in_text": row.spelled,
+                "seam": row.seam,
+                "untaught": row.untaught > 0,
+            }
+            tally.update(name for name, true in noted.items() if true)
             kept.append(ids)
             masks.append(mask)
             places.append(begin + index)
         begin += len(given)
+    too_long = tally["too_long"]
     if too_long and settings.long_rows == "refuse":
         raise UserError(
             f"{too_long} of {rows.num_rows} rows are longer than {settings.max_length} tokens",
@@ -170,7 +198,8 @@ def encode(
         )
     if not kept:
         raise UserError(
-            f"none of {rows.num_rows} rows can be used ({too_long} too long, {without_target} without an answer)",
+            f"none of {rows.num_rows} rows can be used ({too_long} too long, "
+            f"{tally['no_output'] + tally['without_target']} without an answer)",
             where=where,
             fix="raise max_length or give other rows",
         )
@@ -179,5 +208,5 @@ def encode(
         offsets=np.cumsum([0, *(len(ids) for ids in kept)], dtype=np.int64),
         taught=np.concatenate(masks),
         places=np.asarray(places, dtype=np.int64),
-        counts=RowCounts(rows.num_rows, len(kept), too_long, without_target, cut, special),
+        counts=RowCounts(rows=rows.num_rows, used=len(kept), **{"too_long": 0, "without_target": 0, **tally}),
     )

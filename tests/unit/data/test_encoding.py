@@ -1,6 +1,8 @@
 """One encoding: tokenizers of many families × templates × hostile text."""
 
 import itertools
+import json
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -108,6 +110,91 @@ def test_an_answer_that_was_cut_has_no_end(template):
     whole, cut = made.rows([row(), row()], [True, False])
     (begin, stop), (_, end) = cut.answers[0], whole.answers[0]
     assert cut.ids == whole.ids[: end - 1] and stop == len(cut.ids) and begin == whole.prompt
+
+
+TURNS = st.lists(st.tuples(TEXT, ANSWERS), min_size=1, max_size=2).map(
+    lambda pairs: dump_turns(
+        [{"role": role, "content": text} for pair in pairs for role, text in zip(("user", "assistant"), pair, strict=True)]
+    )
+)
+
+
+@pytest.mark.parametrize("template", [*OWN, *CHATS])
+@pytest.mark.parametrize("family", ["gpt2", "first", "legacy", "wordpiece"])
+@given(turns=TURNS, instruction=TEXT, output=ANSWERS)
+@settings(max_examples=8, deadline=None)
+def test_a_conversation_begins_with_what_is_asked_at_each_of_its_answers(family, template, turns, instruction, output):
+    made = ENCODERS[family, template]
+    given_ = row(instruction, output, turns=turns)
+    (found,) = made.rows([given_])
+    assert found.ids[: found.prompt] == made.prompts([given_])[0]
+    said = json.loads(turns)
+    assert len(found.answers) + found.untaught == len(said) // 2 + 1
+    if not found.untaught:
+        for number, (begin, _) in enumerate(found.answers[:-1]):
+            earlier = row(said[2 * number]["content"], turns=dump_turns(said[: 2 * number]))
+            assert found.ids[:begin] == made.prompts([earlier])[0]
+    clean = [{**turn, "content": "Hello"} for turn in said]
+    (harmless,) = made.rows([row("Hello", "Hello", turns=dump_turns(clean))])
+    marks = [index for index in found.ids if index in made.vocabulary._forbidden]
+    assert marks == [index for index in harmless.ids if index in made.vocabulary._forbidden]
+
+
+def test_an_earlier_answer_that_the_template_asks_for_in_other_words_is_counted_and_not_taught():
+    made = ENCODERS["gpt2", "think"]
+    turns = [{"role": "user", "content": "One"}, {"role": "assistant", "content": "Hello"}]
+    (found,) = made.rows([row("Two", "world", turns=dump_turns(turns))])
+    assert (found.untaught, len(found.answers)) == (1, 1)
+    decode: Any = tokenizer("gpt2").decode
+    (begin, stop) = found.answers[0]
+    assert decode(found.ids[begin:stop]) == "\n</think>\n\nworld<|im_end|>"
+    assert "assistant\nHello<|im_end|>" in decode(found.ids[:begin])
+
+
+@contextmanager
+def worded(family, template):
+    """An encoder of another chat template."""
+    changed: Any = tokenizer(family, "chatml")
+    kept = changed.chat_template
+    try:
+        changed.chat_template = template
+        yield Encoder(changed, Template(name="chat"))
+    finally:
+        changed.chat_template = kept
+
+
+def test_a_row_whose_spelling_of_a_control_token_the_template_changes_is_refused_alone():
+    with worded("gpt2", CHATS["chatml"].replace("m['content']", "m['content'] | replace('</s>', '<s>')")) as made:
+        rows = [row(), row(output="ends </s> here"), row(output="<|im_end|>")]
+        found = made.rows(rows)
+        assert [each.refused for each in found] == [None, "template_changes_spelling", None]
+        assert found[0].ids == made.rows([rows[0]])[0].ids
+        with pytest.raises(UserError, match="row r1"):
+            made.prompts([row("</s>")])
+
+
+def test_errors_that_are_not_the_templates_are_raised(monkeypatch):
+    with worded("gpt2", CHATS["chatml"]) as made, monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(type(made.chat.tokenizer), "apply_chat_template", lambda *_, **__: 1 / 0)
+        made.prompts([row()])
+    with pytest.raises(UserError, match="loses the text"), worded("gpt2", "{{ 1 / 0 }}"):
+        pass
+
+
+@pytest.mark.parametrize("template", ["alpaca", "plain", "toy", "chatml", "llama3"])
+@pytest.mark.parametrize("family", LOSSLESS)
+@given(output=st.sampled_from(["Hello", "\n\nHello", "        return x", " 12", "日本"]) | ANSWERS)
+@settings(max_examples=25, deadline=None)
+def test_seams_are_where_the_whole_text_is_encoded_otherwise(family, template, output):
+    made = ENCODERS[family, template]
+    (found,) = made.rows([row(output=output)])
+    if found.spelled:  # then no plain tokenizer encodes the whole text as text
+        return
+    text = made.written(row()) + (output.strip() if template == "llama3" else output)
+    (joined,) = made.vocabulary.encode([text], "start", literal=made.chat is None)
+    ((_, stop),) = found.answers
+    ids = found.ids[len(made.vocabulary.prefix) if made.chat is None else 0 : stop - 1]
+    assert found.seam == (joined != ids)
 
 
 def test_a_template_that_loses_turns_is_refused_and_one_that_loses_the_system_text_is_given_it_in_the_users():

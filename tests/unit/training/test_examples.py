@@ -62,6 +62,17 @@ def test_long_rows_are_dropped_truncated_or_refused_and_counted():
         encoded(*rows, max_length=20, long_rows="refuse")
 
 
+def test_what_became_of_each_row_is_counted():
+    rows = table(("a", "b"), ("a", " "), ("a", "ends </s> here"), ("a", "b" * 99), ("a", "cut"))
+    rows = rows.append_column("finish_reason", pa.array(["", "stop", "stop", "stop", "length"]))
+    training = TrainingSettings(max_length=60)
+    account = encode(rows, PLAIN, TOKENIZER, training, where="test").counts.account(training).checked("test")
+    assert (account.came, account.used) == (5, 3)
+    assert account.left_out == {"no_output": 1, "too_long": 1}
+    assert account.noted == {"answer_cut": 1, "special_in_text": 1}
+    assert "1 (33.3 %) whose answer was cut" in str(account)
+
+
 def test_nothing_left_is_an_error():
     with pytest.raises(UserError):
         encoded(("a", "b" * 50), max_length=10)
