@@ -12,7 +12,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from cft_ray.errors import UserError
 from cft_ray.evaluation.templated import Scored, Templated
 from cft_ray.generation.budget import NEW_TOKENS, cut
-from cft_ray.generation.settings import device
+from cft_ray.generation.settings import device, end_tokens
 from cft_ray.models import function, loading
 from cft_ray.models.config import positions
 from cft_ray.models.finite import not_finite
@@ -99,10 +99,20 @@ class HfModel(Templated, HFLM):
             fitting.append(Instance("generate_until", request.doc, (text, changed), request.idx))
         return cast(Any, super()).generate_until(fitting, disable_tqdm)
 
-    def _model_generate(self, *arguments: Any, **named: Any) -> torch.Tensor:
-        return cast(Any, super())._model_generate(
-            *arguments, **named, logits_processor=LogitsProcessorList([OnlyNumbers(self._folder)])
+    def _model_generate(self, context: torch.Tensor, *arguments: Any, **named: Any) -> torch.Tensor:
+        """[texts, tokens] contexts and answers; from an answer's end on there are end-of-sequence tokens."""
+        ends = end_tokens(self._folder, self.encoder.ends)
+        found = cast(Any, super())._model_generate(
+            context,
+            *arguments,
+            **named,
+            eos_token_id=list(ends),
+            logits_processor=LogitsProcessorList([OnlyNumbers(self._folder)]),
         )
+        answers = found[:, context.shape[1] :]  # a view
+        ended = torch.isin(answers, torch.tensor(ends, device=answers.device)).cumsum(1) > 0
+        answers[ended] = self.eot_token_id
+        return found
 
     def _loglikelihood_tokens(self, requests: "Sequence[Scored]", *arguments: Any, **named: Any) -> list[tuple[float, bool]]:
         # The last token is scored and not read.

@@ -15,6 +15,7 @@ from vllm import SamplingParams
 from cft_ray.evaluation.templated import Scored, Templated
 from cft_ray.generation import engine as held
 from cft_ray.generation.budget import NEW_TOKENS
+from cft_ray.generation.settings import end_tokens
 from cft_ray.models.finite import LOGITS, not_finite
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class VllmModel(Templated, TemplateLM):
             UserError: predictions that are no numbers.
         """
         prompts: list[Any] = []
-        parameters, stops, ends = [], [], list(self.encoder.ends)
+        parameters, stops, ends = [], [], list(end_tokens(self._folder, self.encoder.ends))
         questions: list[Any] = [request.args for request in requests]
         contexts = self.encode_prompts([text for text, _ in questions])
         for tokens, (_, asked) in zip(contexts, questions, strict=True):

@@ -23,7 +23,12 @@ that waits for a CPU."""
 
 
 def answers(
-    model: str, prompts: Sequence[Prompt], sampling: ReplaySampling, limits: EngineSettings, resources: Resources
+    model: str,
+    prompts: Sequence[Prompt],
+    sampling: ReplaySampling,
+    limits: EngineSettings,
+    ends: Sequence[int],
+    resources: Resources,
 ) -> Iterator[Answer]:
     """Ask ``model`` all prompts; inside a running Ray.
 
@@ -32,6 +37,7 @@ def answers(
         prompts: what to ask, at least one.
         sampling: temperature, nucleus, length and dtype.
         limits: of an engine's batch and memory.
+        ends: ids at which an answer ends.
         resources: ``workers`` engines, each with ``cpus`` CPUs and ``gpus`` GPUs (tensor parallelism).
 
     Raises:
@@ -60,7 +66,6 @@ def answers(
         gpus=max(gpus, 1),
     )
     arguments.pop("model")
-    ends = _end_tokens(model)
     bundle = {"CPU": resources.cpus * (1 - LIGHT)} | ({"GPU": 1} if gpus else {})
     config = vLLMEngineProcessorConfig(
         model_source=model,
@@ -79,7 +84,7 @@ def answers(
     def ask(row: dict[str, Any]) -> dict[str, Any]:
         return {
             "tokenized_prompt": row["tokens"],
-            "sampling_params": parameters(sampling, int(row["seed"]), int(row["new_tokens"])),
+            "sampling_params": parameters(sampling, int(row["seed"]), int(row["new_tokens"]), ends),
         }
 
     def answer(row: dict[str, Any]) -> dict[str, Any]:
@@ -100,18 +105,3 @@ def answers(
     blocks = [table.slice(start, BATCH_SIZE) for start in range(0, table.num_rows, BATCH_SIZE)]
     for row in processor(ray.data.from_arrow(blocks)).iter_rows():
         yield Answer(int(row["index"]), str(row["text"]), int(row["tokens"]), str(row["finish_reason"]))
-
-
-def _end_tokens(model: str) -> frozenset[int]:
-    """Tokens at which vLLM ends an answer: the model's, and those of its generation settings."""
-    from transformers import AutoTokenizer, GenerationConfig
-
-    found: set[int] = set()
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    try:
-        settings = GenerationConfig.from_pretrained(model).eos_token_id
-    except OSError:  # a model without generation_config.json
-        settings = None
-    for ends in (tokenizer.eos_token_id, settings):
-        found.update([ends] if isinstance(ends, int) else ends or [])
-    return frozenset(found)

@@ -1,5 +1,6 @@
 """What is asked for replay and what comes back, whichever road it takes (`single`, `batches`)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,12 @@ class Answer:
     finish_reason: str
 
 
-def parameters(sampling: ReplaySampling, seed: int, new_tokens: int) -> dict[str, Any]:
-    """Arguments of `vllm.SamplingParams` for one answer."""
-    return {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": seed, "max_tokens": new_tokens}
+def parameters(sampling: ReplaySampling, seed: int, new_tokens: int, ends: Sequence[int]) -> dict[str, Any]:
+    """Arguments of `vllm.SamplingParams` for one answer, which ends at any of the ids ``ends``."""
+    return {
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "seed": seed,
+        "max_tokens": new_tokens,
+        "stop_token_ids": list(ends),
+    }

@@ -6,6 +6,7 @@ because machines with AMX kill a process that uses it without the kernel's permi
 """
 
 import os
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from cft_ray.grid.settings import engine_length
@@ -49,6 +50,25 @@ def environment() -> dict[str, str]:
 def prepare_environment() -> None:
     """Set `environment` in this process; to be called before vLLM is imported."""
     os.environ.update(environment())
+
+
+def end_tokens(model: str, taught: Sequence[int]) -> tuple[int, ...]:
+    """Ids at which an answer ends, whichever engine gives it.
+
+    Those that are taught (`cft_ray.data.encoding.Encoder.ends`), and those that the model's own ``generation_config.json``
+    names, which vLLM obeys in any case. A model that was trained here names exactly what it was taught.
+
+    Args:
+        model: local Hugging Face folder.
+        taught: ids.
+    """
+    from transformers import GenerationConfig
+
+    try:
+        named = GenerationConfig.from_pretrained(model).eos_token_id
+    except OSError:  # a model without generation_config.json
+        named = None
+    return tuple(dict.fromkeys((*taught, *([named] if isinstance(named, int) else named or ()))))
 
 
 def engine_arguments(

@@ -17,7 +17,12 @@ WAITING = 1024
 
 
 def answers(
-    model: str, prompts: Sequence[Prompt], sampling: ReplaySampling, limits: EngineSettings, gpus: float = 0
+    model: str,
+    prompts: Sequence[Prompt],
+    sampling: ReplaySampling,
+    limits: EngineSettings,
+    ends: Sequence[int],
+    gpus: float = 0,
 ) -> Iterator[list[Answer]]:
     """Ask ``model`` all prompts.
 
@@ -26,6 +31,7 @@ def answers(
         prompts: what to ask.
         sampling: temperature, nucleus, length and dtype.
         limits: of the engine's batch and memory.
+        ends: ids at which an answer ends.
         gpus: GPUs that the model is split over, where there are any; of less than one it takes its share.
 
     Yields:
@@ -57,7 +63,7 @@ def answers(
             fresh = [waiting.pop() for _ in range(min(WAITING - len(asked), len(waiting)))]
             if fresh:
                 tokens: list[Any] = [{"prompt_token_ids": prompt.tokens} for prompt in fresh]
-                options = [SamplingParams(**parameters(sampling, prompt.seed, prompt.new_tokens)) for prompt in fresh]
+                options = [SamplingParams(**parameters(sampling, prompt.seed, prompt.new_tokens, ends)) for prompt in fresh]
                 names = loaded.enqueue(tokens, options, use_tqdm=False)
                 asked |= zip((name.partition("-")[0] for name in names), (prompt.index for prompt in fresh), strict=True)
             done = [output for output in loaded.llm_engine.step() if output.finished]

@@ -27,6 +27,7 @@ from cft_ray.errors import UserError
 from cft_ray.generation import batches, single
 from cft_ray.generation.budget import room
 from cft_ray.generation.requests import Answer, Prompt
+from cft_ray.generation.settings import end_tokens
 from cft_ray.models.config import positions, read_config
 from cft_ray.models.limits import within
 from cft_ray.plan.specs import ReplaySpec
@@ -66,7 +67,7 @@ def run(context: StageContext) -> dict[str, Any]:
     count = replay_count(spec.ratio, int(context.summary("target")["rows"]))
     rows, passes = select(source.num_rows, count, spec.seed)
     chosen = source.take(pa.array(rows))
-    prompts = _prompts(spec, model, dictionaries(chosen), rows.tolist(), passes.tolist())
+    prompts, ends = _prompts(spec, model, dictionaries(chosen), rows.tolist(), passes.tolist())
 
     parts = context.scratch / "answers"
     parts.mkdir(exist_ok=True)
@@ -78,7 +79,7 @@ def run(context: StageContext) -> dict[str, Any]:
         elif item.index not in found:
             asked.append(item)
     if asked:
-        _generate(context, model, spec, asked, found, parts)
+        _generate(context, model, spec, asked, ends, found, parts)
     return _write(context, spec, chosen, passes.tolist(), [found[index] for index in range(count)])
 
 
@@ -89,28 +90,37 @@ def answer_seed(seed: int, row: int, number: int) -> int:
 
 def _prompts(
     spec: ReplaySpec, model: str, chosen: Sequence[dict[str, str]], rows: Sequence[int], passes: Sequence[int]
-) -> list[Prompt]:
+) -> tuple[list[Prompt], tuple[int, ...]]:
+    """What is asked, and the ids at which an answer ends."""
     from transformers import AutoTokenizer
 
     length = within(positions(read_config(model)), spec.sampling.max_length)
     tokenizer = AutoTokenizer.from_pretrained(model)
-    tokens = Encoder(tokenizer, spec.template).prompts(chosen)
+    encoder = Encoder(tokenizer, spec.template)
+    tokens = encoder.prompts(chosen)
     if any(not ids for ids in tokens):
         raise UserError("a prompt is empty", where="replay", fix="use prompts with an instruction")
-    return [
+    asked = [
         Prompt(index, ids, answer_seed(spec.seed, row, number), room(len(ids), spec.sampling.max_new_tokens, length))
         for index, (ids, row, number) in enumerate(zip(tokens, rows, passes, strict=True))
     ]
+    return asked, end_tokens(model, encoder.ends)
 
 
 def _generate(
-    context: StageContext, model: str, spec: ReplaySpec, asked: list[Prompt], found: dict[int, Answer], parts: Path
+    context: StageContext,
+    model: str,
+    spec: ReplaySpec,
+    asked: list[Prompt],
+    ends: tuple[int, ...],
+    found: dict[int, Answer],
+    parts: Path,
 ) -> None:
     total = len(found) + len(asked)
     context.progress(done=len(found), total=total, unit="answers", note="the engine starts")
     fresh: list[Answer] = []
     tokens, started, written, told = 0, None, time.monotonic(), 0.0
-    for some in _answers(context, model, spec, asked):
+    for some in _answers(context, model, spec, asked, ends):
         now = time.monotonic()
         started = started or now
         found |= {answer.index: answer for answer in some}
@@ -126,21 +136,24 @@ def _generate(
     context.progress(done=len(found), total=total, unit="answers", note="")
 
 
-def _answers(context: StageContext, model: str, spec: ReplaySpec, asked: list[Prompt]) -> Iterator[list[Answer]]:
+def _answers(
+    context: StageContext, model: str, spec: ReplaySpec, asked: list[Prompt], ends: tuple[int, ...]
+) -> Iterator[list[Answer]]:
     needs = context.stage.resources
     if needs.workers == 1:
-        yield from remote.stream(partial(_ask, asked), context, engine=True)
+        yield from remote.stream(partial(_ask, asked, ends), context, engine=True)
     else:
-        for answer in batches.answers(model, asked, spec.sampling, spec.engine, needs):
+        for answer in batches.answers(model, asked, spec.sampling, spec.engine, ends, needs):
             yield [answer]
 
 
-def _ask(asked: list[Prompt], context: StageContext) -> Iterator[list[Answer]]:
+def _ask(asked: list[Prompt], ends: tuple[int, ...], context: StageContext) -> Iterator[list[Answer]]:
     """In the worker: answers, some at a time."""
     spec = cast(ReplaySpec, context.stage.spec)
     fresh: list[Answer] = []
     since = time.monotonic()
-    for some in single.answers(context.model("model"), asked, spec.sampling, spec.engine, context.stage.resources.gpus):
+    gpus = context.stage.resources.gpus
+    for some in single.answers(context.model("model"), asked, spec.sampling, spec.engine, ends, gpus):
         fresh += some
         if time.monotonic() - since > SENT_SECONDS:
             yield fresh

@@ -43,6 +43,26 @@ def copied(model: str, folder: Path, change: Callable[[dict[str, Any]], object] 
     return str(folder)
 
 
+def ending_a_turn(model: str, folder: Path) -> str:
+    """A copy of a model that ends its answers in ``<pad>``, as its chat template does; the end of sequence is another token."""
+    from transformers import AutoTokenizer
+
+    from cft_ray.training.model import EOS, PAD
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    end, turn = (tokenizer.convert_tokens_to_ids(token) for token in (EOS, PAD))
+
+    def change(weights: dict[str, Any]) -> None:
+        head = weights["lm_head.weight"]
+        head[turn] = head[end]
+        head[end] = 0.0
+
+    copied(model, folder, change)
+    tokenizer.chat_template = tokenizer.chat_template.replace("eos_token", f"'{PAD}'")
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
 def spoiled(model: str, folder: Path, name: str) -> str:
     """A copy of a model in which one number of the matrix of that name is none."""
     return copied(model, folder, lambda weights: weights[name][5, 0].fill_(float("nan")))

@@ -17,7 +17,7 @@ from cft_ray.evaluation.alpaca_eval.annotator import Annotator, Question
 from cft_ray.evaluation.alpaca_eval.endpoint import LONGEST_WORDS
 from cft_ray.evaluation.alpaca_eval.judging import Tally, taken_up
 from cft_ray.generation import engine
-from cft_ray.generation.settings import device, engine_arguments, prepare_environment
+from cft_ray.generation.settings import device, end_tokens, engine_arguments, prepare_environment
 from cft_ray.grid.settings import EngineSettings, JudgeSettings
 
 TOGETHER = 128
@@ -85,7 +85,7 @@ class _Local:
         asked = {name: value for name, value in annotator.parameters.items() if name not in _OF_AN_ENDPOINT}
         if self._ids:
             asked |= {"max_tokens": 1, "logprob_token_ids": [index for ids in self._ids.values() for index in ids]}
-        self._parameters = _parameters(asked)
+        self._parameters = _parameters({"stop_token_ids": list(end_tokens(folder, self._encoder.ends)), **asked})
         limit = min(settings.max_length, self._engine.llm_engine.model_config.max_model_len)
         self._room = limit - (self._parameters.max_tokens or 1)
 

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from lm_eval.api.instance import Instance
-from tinymodels import copied, spoiled
+from tinymodels import copied, ending_a_turn, spoiled
 
 from cft_ray.data.encoding import Encoder
 from cft_ray.data.rows import table
@@ -92,6 +92,17 @@ def test_prompt_is_the_one_of_training(planted, items, name):
     ids = model.tok_encode(expected)
     assert ids[0] == model.tokenizer.bos_token_id and ids.count(model.tokenizer.bos_token_id) == 1
     assert model.tok_encode(model.tokenizer.bos_token + expected) == ids
+
+
+@pytest.mark.parametrize("backend", ["vllm", "hf"])
+def test_an_answer_ends_where_it_is_taught_to(planted, tmp_path, backend):
+    """At the chat template's end of a turn, which is not the end of sequence that the model's files name."""
+    model = load_model(ending_a_turn(planted, tmp_path / "turns"), spec(backend=backend))
+    model.template, model.canonical = Template(name="chat"), False
+    prompt = model.apply_chat_template([{"role": "user", "content": "Do it"}])
+    assert generated(model, prompt, 12) == "MARK"
+    model.template = None
+    assert generated(model, prompt, 12) != "MARK"
 
 
 def instances(kind: Any, arguments: list[tuple]) -> list[Instance]:

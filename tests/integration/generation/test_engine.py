@@ -20,6 +20,7 @@ from cft_ray.generation.single import answers
 from cft_ray.grid.settings import EngineSettings, ReplaySampling, ScratchModel
 
 SHAPE = ScratchModel(layers=2, hidden_size=64, heads=2, kv_heads=1, intermediate_size=64, max_positions=128)
+ENDS = (1,)
 PROMPTS = [Prompt(index, [1, *range(60 + index, 70 + 3 * index)], 7 * index, 8 + index % 5) for index in range(20)]
 
 
@@ -66,7 +67,7 @@ def told(folder: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for temperature in (0.0, 1.0):
         sampling = ReplaySampling(temperature=temperature, max_length=128)
-        given = [answer for some in answers(folder, PROMPTS, sampling, EngineSettings()) for answer in some]
+        given = [answer for some in answers(folder, PROMPTS, sampling, EngineSettings(), ENDS) for answer in some]
         found[f"at {temperature}"] = sorted(given, key=lambda answer: answer.index)
     from vllm import SamplingParams
 
@@ -164,7 +165,7 @@ def test_another_setting_is_another_engine_and_the_same_model_the_same_one(tmp_p
 
 def test_an_abandoned_replay_leaves_an_idle_engine(tmp_path, tokenizer):
     folder = model(tmp_path / "model", tokenizer, "mistral", 1)
-    some: Any = answers(folder, PROMPTS, ReplaySampling(max_length=128), EngineSettings())
+    some: Any = answers(folder, PROMPTS, ReplaySampling(max_length=128), EngineSettings(), ENDS)
     next(some)
     some.close()
     assert engine.load(arguments(folder)).llm_engine.get_num_unfinished_requests() == 0

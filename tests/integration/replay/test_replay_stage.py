@@ -11,6 +11,7 @@ import pytest
 import ray
 from alone import Alone
 from ray import cloudpickle
+from tinymodels import ending_a_turn
 
 from cft_ray.data.accounts import RowAccount
 from cft_ray.data.rows import table, write_rows
@@ -24,6 +25,8 @@ from cft_ray.strategies.selection import select
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import this file
 PROMPTS = 40
+ENDS = (1,)
+"""end of sequence of the byte tokenizer"""
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +41,9 @@ def prompts(tmp_path_factory) -> Path:
     return folder
 
 
-def context(root: Path, model: str, prompts: Path, ratio: float = 0.5, **sampling: Any) -> Alone:
+def context(root: Path, model: str, prompts: Path, ratio: float = 0.5, template: str = "toy", **sampling: Any) -> Alone:
     settings = ReplaySampling(**{"max_new_tokens": 12, "max_length": 256, **sampling})
-    spec = ReplaySpec(ratio=ratio, template=Template(name="toy"), sampling=settings, seed=5)
+    spec = ReplaySpec(ratio=ratio, template=Template(name=template), sampling=settings, seed=5)
     inputs = {"model": "a" * 64, "prompts": "b" * 64, "target": "c" * 64}
     stage = Stage(spec, inputs, resources=Resources(workers=1, cpus=1))
     return Alone(root, stage, {"prompts": prompts}, {"model": model}, {"target": {"rows": 100}})
@@ -70,6 +73,14 @@ def test_the_model_given_answers(tmp_path, ray_session, planted, prompts):
     assert (account.came, account.used, account.noted) == (50, 50, {"empty": unanswered, "truncated": unanswered})
     assert outputs == {"rows": 50, "tokens": 5 * len(answered), "empty": unanswered, "truncated": unanswered}
     assert made.shown[-1]["done"] == made.shown[-1]["total"] == 50
+
+
+def test_an_answer_ends_where_it_is_taught_to(tmp_path, ray_session, planted, prompts):
+    """At the chat template's end of a turn, which is not the end of sequence that the model's files name."""
+    model = ending_a_turn(planted, tmp_path / "turns")
+    made = context(tmp_path, model, prompts, ratio=0.05, template="chat", temperature=0.0)
+    run(made)
+    assert {(row["output"], row["finish_reason"]) for row in rows_of(made) if row["prompt_id"] != "p7"} == {("MARK", "stop")}
 
 
 def test_rows_are_the_selected_prompts_in_order(sampled):
@@ -110,7 +121,7 @@ def test_counts(sampled):
 def by_ray_data(model: str, asked: list[Prompt]) -> list[Answer]:
     """The answers of an engine that has a CPU of its own; in a process of its own, as Ray Data has one context a process."""
     sampling = ReplaySampling(max_new_tokens=12, max_length=256)
-    return list(batches.answers(model, asked, sampling, EngineSettings(), Resources(workers=1, cpus=1)))
+    return list(batches.answers(model, asked, sampling, EngineSettings(), ENDS, Resources(workers=1, cpus=1)))
 
 
 def test_two_replays_by_ray_data_on_all_cpus_end_with_the_answers_of_one_engine(
