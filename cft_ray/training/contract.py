@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import distributed
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
+from cft_ray.data.chat_form import ChatForm
 from cft_ray.errors import StageFailed, UserError
 from cft_ray.grid.settings import TrainingSettings
 from cft_ray.models import function, limits, loading, saving, weights
@@ -91,14 +92,20 @@ class Contract:
         engine.partition(causal, self.settings, ranks)
         return causal
 
-    def save_side_files(self, causal: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    def save_side_files(self, causal: PreTrainedModel, form: ChatForm, card: str, folder: Path) -> None:
         """Everything of the finished model but its weights, written now; after the strategy has prepared the model.
+
+        Args:
+            causal: the model.
+            form: tokenizer, chat template and ends as the model is taught with them.
+            card: text of ``README.md``.
+            folder: where to.
 
         Raises:
             UserError: it cannot be written.
         """
         self.side_files = folder
-        self.notes += group.from_first(lambda: saving.save_side_files(causal, tokenizer, folder))
+        self.notes += group.from_first(lambda: saving.save_side_files(causal, form.tokenizer, folder, ends=form.ends, card=card))
 
     def check_engine(self, deep: engine.Engine, causal: PreTrainedModel) -> None:
         """See that what the engine drives is still the model: buffers to the bit, losses to the precision's noise.

@@ -21,8 +21,11 @@ from torch import distributed
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from cft_ray.data.accounts import RowAccount, refuse_lost
+from cft_ray.data.chat_form import chat_form
+from cft_ray.data.encoding import Encoder
 from cft_ray.errors import StageFailed, UserError
 from cft_ray.metrics.schemas import table_of
+from cft_ray.models.card import card
 from cft_ray.strategies.base import Strategy
 from cft_ray.training import engine, export, group, hardware, loggers
 from cft_ray.training.checkpoint import Checkpoints, Progress
@@ -100,7 +103,9 @@ def _train(job: Job, on_step: OnStep | None, rank: int, ranks: int, leaving: Exi
     whole = _numbers(causal)
     prepared = strategy.prepare(causal, {role: Path(path) for role, path in job.inputs.items()}, job.seed)
     facts = strategy.facts(prepared)
-    contract.save_side_files(causal, tokenizer, Path(job.scratch) / "side")
+    encoder = Encoder(tokenizer, job.template)
+    form = chat_form(tokenizer, encoder)
+    contract.save_side_files(causal, form, card(form, encoder, job.label), Path(job.scratch) / "side")
     module = SummedLoss(prepared, causal, contract.way).train()
     deep = leaving.enter_context(closing(engine.initialise(module, settings, ranks)))
     contract.check_engine(deep, causal)
