@@ -110,7 +110,7 @@ class Encoder:
 
     def continued(self, prompt: Sequence[int], texts: Sequence[str]) -> list[list[int]]:
         """Beginnings of an answer to a prompt, as answers are taught."""
-        return self.vocabulary.encode(texts, self.vocabulary.after(prompt), literal=True)
+        return self.vocabulary.encode(texts, self._after(prompt), literal=True)
 
     def written(self, row: Mapping[str, str]) -> str:
         """A prompt as text, without what the tokenizer puts before it; for people and for names, not for encoding."""
@@ -165,7 +165,7 @@ class Encoder:
 
     def _seam(self, turn: Turn, ids: list[int]) -> tuple[str, str] | None:
         """The text on both sides of an answer's beginning; None where no token can span it."""
-        if not ids or not turn.answer or self.vocabulary.after(ids) != "inside":
+        if not ids or not turn.answer or self._after(ids) != "inside":
             return None
         asked, answer = ("".join(text for text, _ in pieces) for pieces in (turn.asked, turn.answer))
         asked = asked[-SEAM:] if self.chat is None else self.vocabulary.spelled.split(asked)[-1][-SEAM:]
@@ -193,7 +193,7 @@ class Encoder:
         """Encode a text behind each row's ids, those in like places together."""
         groups: dict[tuple[Where, bool], list[tuple[int, str]]] = {}
         for place, pieces in zip(there, texts, strict=True):
-            where: Where = "start" if first else self.vocabulary.after(ids[place])
+            where: Where = "start" if first else self._after(ids[place])
             if self.chat is not None and spelled[place]:
                 ids[place] += self.vocabulary.encode_mixed(pieces, where)
             elif pieces:
@@ -202,6 +202,12 @@ class Encoder:
             found = self.vocabulary.encode([text for _, text in members], where, literal=literal)
             for (place, _), tokens in zip(members, found, strict=True):
                 ids[place] += tokens
+
+    def _after(self, ids: Sequence[int]) -> Where:
+        """Where text stands that follows these ids; behind what the tokenizer puts before a text by itself, the text starts."""
+        if self.chat is None and tuple(ids) == self.vocabulary.prefix:
+            return "start"
+        return self.vocabulary.after(ids)
 
     def _spells(self, row: Mapping[str, str]) -> bool:
         return self.vocabulary.spells_control(

@@ -130,9 +130,9 @@ class Templated:
         return self._encoder
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Token ids of a text; ``add_special_tokens=False`` for the rest of a sequence that has begun."""
+        """Token ids of a text; ``add_special_tokens=False``: without what the tokenizer puts before it."""
         if add_special_tokens is False:
-            return self.encoder.vocabulary.encode([string], "inside", literal=True)[0]
+            return self.encoder.vocabulary.encode([string], "start", literal=True)[0]
         return self.encode_prompts([string])[0]
 
     def encode_prompts(self, texts: Sequence[str]) -> list[list[int]]:

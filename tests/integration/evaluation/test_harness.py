@@ -91,7 +91,6 @@ def test_prompt_is_the_one_of_training(planted, items, name):
     assert model.apply_chat_template([*history, {"role": "assistant", "content": "M"}], False) == expected + "M"
     ids = model.tok_encode(expected)
     assert ids[0] == model.tokenizer.bos_token_id and ids.count(model.tokenizer.bos_token_id) == 1
-    assert model.tok_encode(model.tokenizer.bos_token + expected) == ids
 
 
 @pytest.mark.parametrize("backend", ["vllm", "hf"])

@@ -1,5 +1,7 @@
 """What would lose a training at its end is known, and mended, before its beginning."""
 
+import json
+
 import pytest
 from transformers import GenerationConfig
 
@@ -40,3 +42,12 @@ def test_a_configuration_that_cannot_be_written_is_said_before(tmp_path):
     model.config.strange = {1, 2}
     with pytest.raises(UserError, match="could not be saved"):
         save_side_files(model, byte_tokenizer(64), tmp_path / "side")
+
+
+@pytest.mark.parametrize(("ends", "named"), [((7,), 7), ((7, 2), [7, 2])])
+def test_both_configurations_name_the_ends_and_the_card_lies_beside_them(tmp_path, ends, named):
+    model = tiny_model("llama")
+    save_side_files(model, byte_tokenizer(64), tmp_path / "side", ends=ends, card="# How to ask\n")
+    for name in ("config.json", "generation_config.json"):
+        assert json.loads((tmp_path / "side" / name).read_text())["eos_token_id"] == named
+    assert (tmp_path / "side" / "README.md").read_text() == "# How to ask\n"
