@@ -127,16 +127,14 @@ class ChatTemplate:
         """
         question, messages = self._asked(said, row)
         asked = self._pieces(question, messages, ask=True)
-        if output is None:
-            last, answer, tail = None, [], ""
-        else:
-            last = [*messages, {"role": "assistant", "content": output}]
-            answer, tail = self._answer(question, last, output, row), self.tail
+        answer = None if output is None else self._answer(question, messages, output, row)
         earlier, untaught, asked = self._earlier(asked, question, messages)
-        return Written((*earlier, Turn(asked, answer, tail)), untaught)
+        last = Turn(asked, [], "") if answer is None else Turn(asked, answer, self.tail)
+        return Written((*earlier, last), untaught)
 
-    def _answer(self, question: str, messages: Messages, output: str, row: str) -> Pieces:
+    def _answer(self, question: str, asked: Messages, output: str, row: str) -> Pieces:
         """The last answer behind the question, without the tail."""
+        messages = [*asked, {"role": "assistant", "content": output}]
         whole = self._render(messages, ask=False)
         if whole is None:
             raise self._refusal(row, "refuses")
@@ -182,13 +180,14 @@ class ChatTemplate:
         return turns, untaught, asked
 
     def _asked(self, said: Conversation, row: str) -> tuple[str, Messages]:
+        text, messages = None, []
         for merged in (False, True) if said.system and not self.merged else (self.merged,):
             messages = _messages(said, merged=merged)
             text = self._render(messages, ask=True)
             if text is not None and _in_order([message["content"] for message in messages], text):
                 return text, messages
-            if text is not None:
-                self._pieces(text, messages, ask=True)  # says it of spelled control tokens
+        if text is not None:
+            self._pieces(text, messages, ask=True)  # where it is spelled control tokens that are lost, that is said
         raise self._refusal(row, "loses a part of")
 
     def _pieces(self, text: str, messages: Messages, *, ask: bool) -> Pieces:

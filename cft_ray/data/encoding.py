@@ -6,6 +6,7 @@ from the template alone: what the tokenizer puts before a text by itself, a chat
 an answer that is whole.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 
 
 SEAM = 24
-"""Characters on either side of a seam that are looked at: more than a token that could span it has."""
+"""Characters before a seam that are looked at: more than a token that could span it has."""
+_HEAD = re.compile(r"\s{0,24}\S{0,12}")
+"""What is looked at behind a seam: white space and the beginning of a word."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,8 @@ class Encoder:
         taught = self.vocabulary.end if end is None else end[2]
         self.ends: tuple[int, ...] = tuple(dict.fromkeys((taught, self.vocabulary.end)))
         """ids that end an answer: the one that is taught, and the tokenizer's end of sequence"""
+        self._merging: dict[tuple[str, str], bool] = {}
+        """texts around a seam -> whether a token would span it"""
 
     def prompts(self, rows: Sequence[Mapping[str, str]]) -> list[list[int]]:
         """What a model is asked with, for each row; outputs are not looked at.
@@ -155,7 +160,7 @@ class Encoder:
                     row += self.vocabulary.encode_mixed([(behind, False)], self.vocabulary.after(row)) if behind else []
                 if stop > begin:
                     answers[place].append((begin, stop))
-        merging = self._merging(seams)
+        merging = self._merged(seams)
         return [
             Encoded(ids[place], answers[place], last[place], spelled[place], refused=str(each))
             if isinstance(each, Unwritable)
@@ -169,18 +174,18 @@ class Encoder:
             return None
         asked, answer = ("".join(text for text, _ in pieces) for pieces in (turn.asked, turn.answer))
         asked = asked[-SEAM:] if self.chat is None else self.vocabulary.spelled.split(asked)[-1][-SEAM:]
-        return (asked, answer[:SEAM]) if asked else None
+        head = _HEAD.match(answer)
+        return (asked, head[0]) if asked and head else None
 
-    def _merging(self, seams: Sequence[tuple[int, str, str]]) -> set[int]:
+    def _merged(self, seams: Sequence[tuple[int, str, str]]) -> set[int]:
         """Places whose text around a seam is encoded otherwise as one."""
-        both = sorted({(asked, answer) for _, asked, answer in seams})
-        left, right = sorted({asked for asked, _ in both}), sorted({answer for _, answer in both})
-        texts = [*left, *right, *(asked + answer for asked, answer in both)]
-        found = self.vocabulary.encode(texts, "inside", literal=True)
-        apart = [dict(zip(left, found, strict=False)), dict(zip(right, found[len(left) :], strict=False))]
-        joined = dict(zip(both, found[len(left) + len(right) :], strict=True))
-        merging = {pair for pair, ids in joined.items() if ids != apart[0][pair[0]] + apart[1][pair[1]]}
-        return {place for place, *pair in seams if tuple(pair) in merging}
+        new = sorted({(asked, answer) for _, asked, answer in seams} - self._merging.keys())
+        parts = sorted({text for pair in new for text in pair})
+        found = self.vocabulary.encode([*parts, *(asked + answer for asked, answer in new)], "inside", literal=True)
+        apart = dict(zip(parts, found, strict=False))
+        for pair, joined in zip(new, found[len(parts) :], strict=True):
+            self._merging[pair] = joined != apart[pair[0]] + apart[pair[1]]
+        return {place for place, asked, answer in seams if self._merging[asked, answer]}
 
     def _close(self, row: list[int], turn: Turn, *, final: bool) -> None:
         """The end of an answer: the template's mark up to its first control token, or the end of sequence."""

@@ -140,7 +140,7 @@ def compare(
         chosen, _ = select(rows.num_rows, min(settings.sample, rows.num_rows), settings.seed)
         rows = rows.take(pa.array(np.sort(chosen)))
     limit = min(left.limit(settings.max_length), right.limit(settings.max_length))
-    examples = encode(rows, template, left.tokenizer, TrainingSettings(max_length=limit), where=where)
+    examples = encode(rows, template, left.tokenizer, TrainingSettings(max_length=limit), where=where, unanswered=True)
     total, done = int(examples.lengths.sum()), 0
     nats = np.zeros((len(examples), 2))
     for batch in by_length(examples.lengths.tolist(), settings.batch_tokens):

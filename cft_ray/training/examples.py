@@ -133,7 +133,13 @@ class Examples:
 
 
 def encode(
-    rows: pa.Table, template: Template, tokenizer: "PreTrainedTokenizerBase", settings: TrainingSettings, *, where: str
+    rows: pa.Table,
+    template: Template,
+    tokenizer: "PreTrainedTokenizerBase",
+    settings: TrainingSettings,
+    *,
+    where: str,
+    unanswered: bool = False,
 ) -> Examples:
     """Encode canonical rows.
 
@@ -143,6 +149,7 @@ def encode(
         tokenizer: a fast tokenizer with an end-of-sequence token.
         settings: ``max_length``, ``long_rows``, ``train_on_prompt`` are obeyed.
         where: the rows' source, for messages.
+        unanswered: rows without an answer are kept; their end is what is answered.
 
     Raises:
         UserError: no row is left; a row is too long and ``long_rows`` is "refuse"; the tokenizer lacks what is needed.
@@ -155,7 +162,7 @@ def encode(
     begin = 0
     for batch in rows.to_batches(max_chunksize=ROWS_AT_ONCE):
         given = batch.to_pylist()
-        answered = [index for index, row in enumerate(given) if row["output"].strip()]
+        answered = [index for index, row in enumerate(given) if unanswered or row["output"].strip()]
         tally["no_output"] += len(given) - len(answered)
         whole = [given[index].get("finish_reason") in (None, "", "stop") for index in answered]
         found = encoder.rows([given[index] for index in answered], whole)

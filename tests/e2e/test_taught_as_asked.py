@@ -92,7 +92,8 @@ def trainings(folder: Path) -> dict[str, tuple[dict[str, Any], Path]]:
     found = {}
     for path in (folder / "storage" / "artifacts" / "finetune").glob("*/manifest.json"):
         manifest = json.loads(path.read_text())
-        found[manifest["spec"]["data"]] = manifest["outputs"]["account"], path.parent / "model"
+        data = "de" if "replay" in manifest["inputs"] else "en"
+        found[data] = manifest["outputs"]["account"], path.parent / "model"
     return found
 
 
