@@ -81,7 +81,7 @@ class Encoder:
         Raises:
             UserError: a row that the template cannot write.
         """
-        found = self._encode(rows, None, None)
+        found = self._encode(rows, [None] * len(rows), None)
         for given, row in zip(rows, found, strict=True):
             if row.refused is not None:
                 raise UserError(
@@ -128,9 +128,8 @@ class Encoder:
         return "".join(text + answer for text, (_, answer) in zip(texts, [*said.turns, ("", "")], strict=True))
 
     def _encode(
-        self, rows: Sequence[Mapping[str, str]], outputs: Sequence[str] | None, ended: Sequence[bool] | None
+        self, rows: Sequence[Mapping[str, str]], outputs: Sequence[str | None], ended: Sequence[bool] | None
     ) -> list[Encoded]:
-        outputs = [None] * len(rows) if outputs is None else outputs
         written = [self._written(row, output) for row, output in zip(rows, outputs, strict=True)]
         turns = [() if isinstance(each, Unwritable) else each.turns for each in written]
         spelled = [self._spells(row) for row in rows]

@@ -175,7 +175,7 @@ def test_a_row_whose_spelling_of_a_control_token_the_template_changes_is_refused
 
 def test_errors_that_are_not_the_templates_are_raised(monkeypatch):
     with worded("gpt2", CHATS["chatml"]) as made, monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-        patch.setattr(type(made.chat.tokenizer), "apply_chat_template", lambda *_, **__: 1 / 0)
+        patch.setattr(type(tokenizer("gpt2", "chatml")), "apply_chat_template", lambda *_, **__: 1 / 0)
         made.prompts([row()])
     with pytest.raises(UserError, match="loses the text"), worded("gpt2", "{{ 1 / 0 }}"):
         pass
