@@ -112,6 +112,7 @@ def bare_rates(model: str, prompts: list[Any], sampling: Any, repeats: int) -> l
 def our_rate(model: str, prompts: list[Any], sampling: Any, threads: int) -> float:
     """Generated tokens per second of the stage's generator, from the moment when its engine stands."""
     from cft_ray.generation.batches import answers
+    from cft_ray.generation.settings import end_tokens
     from cft_ray.grid.settings import EngineSettings
     from cft_ray.plan.stage import Resources
 
@@ -126,9 +127,9 @@ def our_rate(model: str, prompts: list[Any], sampling: Any, threads: int) -> flo
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    tokens = sum(
-        answer.tokens for answer in answers(model, prompts, sampling, EngineSettings(), Resources(workers=1, cpus=threads))
-    )
+    needs = Resources(workers=1, cpus=threads)
+    asked = answers(model, prompts, sampling, EngineSettings(), end_tokens(model, ()), needs)
+    tokens = sum(answer.tokens for answer in asked)
     end = time.perf_counter()
     ready.set()
     watcher.join()

@@ -111,7 +111,7 @@ class HfModel(Templated, HFLM):
         )
         answers = found[:, context.shape[1] :]  # a view
         ended = torch.isin(answers, torch.tensor(ends, device=answers.device)).cumsum(1) > 0
-        answers[ended] = self.eot_token_id
+        answers[ended] = self.tokenizer.eos_token_id
         return found
 
     def _loglikelihood_tokens(self, requests: "Sequence[Scored]", *arguments: Any, **named: Any) -> list[tuple[float, bool]]:

@@ -18,7 +18,7 @@ from cft_ray.training.examples import Examples, encode
 
 BATCH_TOKENS = 8192
 """most tokens in one forward pass"""
-_ANY = 2**31
+_ANY = 10**9
 
 
 def likelihoods(

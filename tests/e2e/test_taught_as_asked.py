@@ -124,7 +124,7 @@ def test_the_exported_model_is_asked_as_it_was_taught_and_stops_where_it_was_tau
     folder, _ = ran
     for _, exported in trainings(folder).values():
         served: Any = AutoTokenizer.from_pretrained(exported)
-        encoder = Encoder(AutoTokenizer.from_pretrained(folder / "model"), Template(**TEMPLATE))
+        encoder = Encoder(AutoTokenizer.from_pretrained(folder / "model"), Template.model_validate(TEMPLATE))
         for system, text in (("", "Two words"), ("Rhyme.", "  \n\nTwo\n")):
             messages = [{"role": "system", "content": system}] if system else []
             messages.append({"role": "user", "content": text})

@@ -43,7 +43,7 @@ def prompts(tmp_path_factory) -> Path:
 
 def context(root: Path, model: str, prompts: Path, ratio: float = 0.5, template: str = "toy", **sampling: Any) -> Alone:
     settings = ReplaySampling(**{"max_new_tokens": 12, "max_length": 256, **sampling})
-    spec = ReplaySpec(ratio=ratio, template=Template(name=template), sampling=settings, seed=5)
+    spec = ReplaySpec(ratio=ratio, template=Template.model_validate({"name": template}), sampling=settings, seed=5)
     inputs = {"model": "a" * 64, "prompts": "b" * 64, "target": "c" * 64}
     stage = Stage(spec, inputs, resources=Resources(workers=1, cpus=1))
     return Alone(root, stage, {"prompts": prompts}, {"model": model}, {"target": {"rows": 100}})
