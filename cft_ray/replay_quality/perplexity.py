@@ -50,12 +50,13 @@ def likelihoods(
     limit = model.limit(max_length)
     if not rows.num_rows:
         return nats, tokens
-    if not any(text.strip() for text in rows["output"].to_pylist()):
+    if not any(whole or text for whole, text in zip(ended, rows["output"].to_pylist(), strict=True)):
         return nats, tokens
     reasons = pa.array(["stop" if each else "length" for each in ended], pa.string())
     rows = rows.append_column("finish_reason", reasons)
     # Encoded whole; long rows are left out below.
-    examples = encode(rows, template, model.tokenizer, TrainingSettings(max_length=_ANY), where=model.folder)
+    settings = TrainingSettings(max_length=_ANY)
+    examples = encode(rows, template, model.tokenizer, settings, where=model.folder, unanswered=True)
     lengths = examples.lengths
     usable = [row for row in range(len(examples)) if lengths[row] <= limit]
     total, done = int(lengths[usable].sum()), 0

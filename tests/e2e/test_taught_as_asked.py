@@ -93,7 +93,7 @@ def trainings(folder: Path) -> dict[str, tuple[dict[str, Any], Path]]:
     for path in (folder / "storage" / "artifacts" / "finetune").glob("*/manifest.json"):
         manifest = json.loads(path.read_text())
         data = "de" if "replay" in manifest["inputs"] else "en"
-        found[data] = manifest["outputs"]["account"], path.parent / "model"
+        found[data] = manifest["outputs"]["account"], path.parent / manifest["folder"] / "model"
     return found
 
 
@@ -107,7 +107,7 @@ def test_rows_that_spell_control_tokens_are_counted_and_shown(ran):
 
 def test_answers_that_were_cut_are_known_in_the_training_and_shown(ran):
     folder, said = ran
-    (path,) = (folder / "storage" / "artifacts" / "replay").glob("*/rows.parquet")
+    (path,) = (folder / "storage" / "artifacts" / "replay").glob("*/*/rows.parquet")
     replay = pl.from_arrow(pq.read_table(path))
     assert isinstance(replay, pl.DataFrame)
     cut = replay.filter((pl.col("finish_reason") != "stop") & (pl.col("output").str.strip_chars() != ""))

@@ -44,7 +44,7 @@ def replay() -> pa.Table:
     ]
     rows = [
         {"id": f"replay/{name}/{number}", "language": language, "system": "", "instruction": f"Do {name[1]}:", "input": ""}
-        | {"output": text, "prompt_id": name, "pass": number // 4, "finish_reason": reason}
+        | {"output": text, "turns": "", "prompt_id": name, "pass": number // 4, "finish_reason": reason}
         for number, (name, language, text, reason) in enumerate(answers)
     ]
     return pa.Table.from_pylist(rows, schema=REPLAY_SCHEMA)
