@@ -24,6 +24,7 @@ LEFT_OUT = {
         ["cluster.py", "run.py", "trial.py", "hosts.py", "environment.py"],
         "run in a Ray cluster alone: tests/e2e, tests/faults",
     ),
+    "generation": (["engine.py", "single.py", "batches.py"], "run in vLLM: tests/integration/generation and replay"),
     "report": (["figures/*.py"], "how drawings look; that the right numbers are drawn is tested by tests/unit/report"),
     "training": (
         ["zero.py", "engine.py", "group.py", "loop.py", "whole.py", "checkpoint.py", "probe.py", "job.py", "__main__.py"],
