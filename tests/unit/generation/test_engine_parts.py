@@ -149,4 +149,5 @@ def test_the_environment_yields_to_the_users(monkeypatch):
 
 def test_an_answer_is_sampled_as_the_grid_says():
     sampling = ReplaySampling(temperature=0.5, top_p=0.9)
-    assert parameters(sampling, 7, 12) == {"temperature": 0.5, "top_p": 0.9, "seed": 7, "max_tokens": 12}
+    told = {"temperature": 0.5, "top_p": 0.9, "seed": 7, "max_tokens": 12, "stop_token_ids": [2, 3]}
+    assert parameters(sampling, 7, 12, (2, 3)) == told
