@@ -17,7 +17,6 @@ from queue import SimpleQueue
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import ray
 
@@ -26,6 +25,7 @@ from cft_ray.errors import StageFailed, UserError
 from cft_ray.plan.specs import FinetuneSpec
 from cft_ray.stages import remote
 from cft_ray.stages.context import StageContext
+from cft_ray.storage.root import Storage
 from cft_ray.strategies import Strategy, load
 
 REPORT_SECONDS = 1.0
@@ -46,7 +46,7 @@ def run(context: StageContext) -> dict[str, Any]:
     else:
         outputs, away = _in_group(context)
     if away:
-        _copy(f"{context.checkpoints}/output", str(context.output))
+        Storage(_brought(context)).mirror(context.output)
     return outputs
 
 
@@ -103,7 +103,7 @@ def _train(context: StageContext, home: str | None) -> tuple[dict[str, Any], boo
         home: node whose local folder `context.output` is; None: this one.
 
     Returns:
-        The stage's outputs, and whether the files are not in ``context.output`` but in its checkpoints, under ``output``.
+        The stage's outputs, and whether the files are not in ``context.output`` but in its checkpoints (`_brought`).
     """
     import torch
 
@@ -117,7 +117,7 @@ def _train(context: StageContext, home: str | None) -> tuple[dict[str, Any], boo
     if context.stage.resources.gpus == 0:
         torch.set_num_threads(max(1, int(context.stage.resources.cpus)))
     try:
-        summary = train(_job(context, output), live.add if live else None)
+        summary = train(_job(context, output), live.add if live else None, context.prove)
     except Exception as error:
         if not isinstance(error, UserError | StageFailed):
             error.add_note("in the training process:\n" + traceback.format_exc())  # which does not travel with it
@@ -127,7 +127,8 @@ def _train(context: StageContext, home: str | None) -> tuple[dict[str, Any], boo
         if live:
             live.close()
     if leader and away:
-        _copy(str(output), f"{context.checkpoints}/output")
+        context.prove()
+        Storage(_brought(context)).fill(output)
         shutil.rmtree(output)
     spec = context.stage.spec
     assert isinstance(spec, FinetuneSpec)
@@ -195,6 +196,7 @@ def _job(context: StageContext, output: Path) -> Any:
         output=str(output),
         scratch=str(context.scratch),
         checkpoints=f"{context.checkpoints}/steps",
+        attempt=context.attempt,
         label=f"training {context.stage.label}".strip(),
         data=spec.data,
         allow_left_out=spec.allow_left_out,
@@ -240,10 +242,6 @@ class _LiveSteps:
         self._context.report("steps", rows, sequence=rows[0]["step"])
 
 
-def _copy(source: str, target: str) -> None:
-    """Copy a folder's files; both are folders or URIs."""
-    (here, origin), (there, place) = (
-        pafs.FileSystem.from_uri(name) if "://" in name else (pafs.LocalFileSystem(), name) for name in (source, target)
-    )
-    there.create_dir(place, recursive=True)
-    pafs.copy_files(origin, place, source_filesystem=here, destination_filesystem=there)
+def _brought(context: StageContext) -> str:
+    """Folder or URI of the files of a training that ended on another node, of this attempt alone."""
+    return f"{context.checkpoints}/output-{context.attempt:04d}"

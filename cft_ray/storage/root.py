@@ -9,6 +9,7 @@ too long, is a `StorageError`.
 import contextlib
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -26,6 +27,8 @@ FIXES = {
 }
 FIRST_LOOK = 20.0
 """seconds of patience with a storage before anything was done with it: then its address is likely to be wrong"""
+COPIES = 4
+"""files that are copied at a time"""
 T = TypeVar("T")
 
 
@@ -172,6 +175,20 @@ class Storage:
                 return self._files.download(self.path(*parts), sink)
 
         return self._ask(READ, copy)
+
+    def fill(self, source: Path) -> None:
+        """Copy all files below a local folder to the root, several at a time."""
+        paths = sorted(path for path in source.rglob("*") if path.is_file())
+        with ThreadPoolExecutor(COPIES) as pool:
+            for sent in [pool.submit(self.upload, path, *path.relative_to(source).parts) for path in paths]:
+                sent.result()
+
+    def mirror(self, target: Path, *parts: str) -> None:
+        """Copy all files below a folder of the storage to a local one, several at a time."""
+        names = [entry.name for entry in self.list(*parts, recursive=True)]
+        with ThreadPoolExecutor(COPIES) as pool:
+            for arrived in [pool.submit(self.download, target / name, *parts, name) for name in names]:
+                arrived.result()
 
     def digest(self, *parts: str) -> str:
         """SHA-256 of a file's content, which is read and not kept.

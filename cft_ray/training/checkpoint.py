@@ -6,25 +6,39 @@ whole row can be put together again from the shards, a training continues on any
 need. The sample order and the learning rate are functions of the step, so the step is all else that must be known. Nothing is
 pickled.
 
-    {checkpoints}/step-00000120/shard-0-of-2.safetensors, …, marker.json
+    {checkpoints}/step-00000120-0003/shard-0-of-2.safetensors, …, marker.json
+
+Shards are put to their final names, in a folder of this step and attempt alone, and read back; the marker says how large they
+are and what their digests are. Only then do older checkpoints go, those of later attempts excepted. A checkpoint whose files
+are not what its marker says is passed over for the one before it, and one that cannot be written costs a warning: the training
+goes on, and the checkpoint before it stays.
 """
 
 import json
+import logging
 import os
+import re
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
+from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
-import pyarrow.fs as pafs
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import distributed
 
-from cft_ray.errors import StageFailed
+from cft_ray.storage.errors import StorageError
+from cft_ray.storage.root import Storage
+from cft_ray.training import group
 from cft_ray.training.engine import Engine
 
 MARKER = "marker.json"
+LARGEST = 512 * 2**20
+"""bytes of a marker, which holds the step records"""
+_FOLDER = re.compile(r"step-(\d{8})(?:-(\d{4,9}))?")
 
 
 @dataclass(frozen=True)
@@ -45,126 +59,226 @@ class Progress:
     identity: str
 
 
+class Torn(Exception):
+    """A checkpoint whose files are not what its marker says."""
+
+
 class Checkpoints:
-    """The checkpoints of one training under a folder or URI."""
+    """The checkpoints of one training under a folder or URI.
 
-    def __init__(self, uri: str, local: Path) -> None:
-        """Open.
+    Args:
+        uri: folder or URI; made when first written.
+        local: folder for shards on their way.
+        attempt: number of this attempt at the training; a higher one took over.
+        prove: raises where this attempt has been taken over.
+    """
 
-        Args:
-            uri: folder or URI; made when first written.
-            local: folder for shards on their way.
-        """
-        if "://" not in uri:
-            uri = str(Path(uri).absolute())
-        self._files, self._root = pafs.FileSystem.from_uri(uri) if "://" in uri else (pafs.LocalFileSystem(), uri)
-        self._local = local
+    def __init__(self, uri: str, local: Path, attempt: int = 1, prove: Callable[[], None] = lambda: None) -> None:
+        self._storage = Storage(uri)
+        self._local, self._attempt, self._prove = local, attempt, prove
 
     def save(self, engine: Engine, progress: Progress) -> None:
-        """Write a checkpoint and remove older ones; every rank calls it."""
-        rank, ranks = distributed.get_rank(), distributed.get_world_size()
-        folder = f"{self._root}/step-{progress.step:08d}"
-        self._local.mkdir(parents=True, exist_ok=True)
-        shard = self._local / f"shard-{rank}-{os.getpid()}.safetensors"
-        tensors = {f"{key}/{name}": tensor.cpu().clone() for name, state in engine.shares() for key, tensor in state.items()}
-        tensors["rng"] = torch.get_rng_state()
-        save_file(tensors, shard)
-        self._files.create_dir(folder, recursive=True)
-        self._put(shard, f"{folder}/{_shard(rank, ranks)}")
-        shard.unlink()
-        distributed.barrier()
-        if rank == 0:
-            self._write(f"{folder}/{MARKER}", {**vars(progress), "ranks": ranks})
-            for other in self._steps():
-                if other != progress.step:
-                    self._files.delete_dir(f"{self._root}/step-{other:08d}")
-        distributed.barrier()
-
-    def latest(self) -> int | None:
-        """Step of the newest complete checkpoint; the same on every rank."""
-        found: list[Any] = [None]
-        if distributed.get_rank() == 0:
-            complete = [step for step in self._steps() if self._exists(f"{self._root}/step-{step:08d}/{MARKER}")]
-            found = [max(complete, default=None)]
-        distributed.broadcast_object_list(found, src=0)
-        return found[0]
-
-    def load(self, engine: Engine, step: int, identity: str) -> Progress:
-        """Put a checkpoint's state into the engine; every rank calls it, however many there are.
+        """Write a checkpoint, read it back, and remove older ones; every rank calls it.
 
         Raises:
-            StageFailed: the checkpoint is of another training.
+            LeaseLost: this attempt has been taken over.
         """
-        folder = f"{self._root}/step-{step:08d}"
-        with self._files.open_input_stream(f"{folder}/{MARKER}") as stream:
-            marker = json.loads(stream.read())
-        ranks = marker.pop("ranks")
-        progress = Progress(**marker)
-        if progress.identity != identity:
-            raise StageFailed(f"{folder} belongs to another training ({progress.identity[:12]}, not {identity[:12]})")
+        rank, ranks = distributed.get_rank(), distributed.get_world_size()
+        folder = f"step-{progress.step:08d}-{self._attempt:04d}"
+        if not self._agreed(self._prove if rank == 0 else None):
+            return
+        found: list[dict[str, Any]] = []
+        if self._agreed(lambda: found.append(self._put_shard(engine, folder, rank, ranks))):
+            shards: list[Any] = [None] * ranks
+            distributed.all_gather_object(shards, found[0])
+            self._agreed((lambda: self._finish(folder, progress, shards)) if rank == 0 else None)
+
+    def resume(self, engine: Engine, identity: str) -> Progress | None:
+        """Put the newest sound checkpoint's state into the engine; every rank calls it, however many there are.
+
+        Args:
+            engine: before its first step.
+            identity: of the training.
+
+        Returns:
+            How far the training was; None: there is no checkpoint to continue.
+        """
+        for name in self._common(self._names):
+            marker = self._common(lambda name=name: self._marker(name, identity))
+            if marker is not None and (progress := self._load(engine, name, marker)) is not None:
+                return progress
+        return None
+
+    def _agreed(self, work: Callable[[], None] | None) -> bool:
+        """Do something on this rank; whether it went well on all. A storage's refusal is a warning, all else is raised by all."""
+        problem: Exception | None = None
+        try:
+            if work is not None:
+                work()
+        except Exception as raised:  # noqa: BLE001 - raised by all below, so that none waits for the others
+            problem = raised
+        if (first := group.first_problem(problem)) is None:
+            return True
+        if not isinstance(first, StorageError):
+            raise first
+        if distributed.get_rank() == 0:
+            logging.getLogger(__name__).warning("this checkpoint is not written, and the one before it stays: %s", first)
+        return False
+
+    def _common(self, look: Callable[[], Any]) -> Any:
+        """What rank 0 sees, on every rank."""
+        seen: list[Any] = [None, None]
+        if distributed.get_rank() == 0:
+            try:
+                seen[0] = look()
+            except Exception as raised:  # noqa: BLE001 - raised by all below
+                seen[1] = raised
+        distributed.broadcast_object_list(seen, src=0)
+        if seen[1] is not None:
+            raise seen[1]
+        return seen[0]
+
+    def _put_shard(self, engine: Engine, folder: str, rank: int, ranks: int) -> dict[str, Any]:
+        """Bring this rank's shard to its place; returns its name, size and digest."""
+        self._local.mkdir(parents=True, exist_ok=True)
+        path = self._local / f"shard-{rank}-{os.getpid()}.safetensors"
+        tensors = {f"{key}/{name}": tensor.cpu().clone() for name, state in engine.shares() for key, tensor in state.items()}
+        tensors["rng"] = torch.get_rng_state()
+        try:
+            save_file(tensors, path)
+            name, digest = _shard(rank, ranks), _sha256(path)
+            for _ in range(2):
+                self._storage.upload(path, folder, name)
+                if self._storage.digest(folder, name) == digest:
+                    return {"name": name, "size": path.stat().st_size, "sha256": digest}
+            raise StorageError("a file reads otherwise than it was written", where=self._storage.location(folder, name))
+        finally:
+            path.unlink(missing_ok=True)
+
+    def _finish(self, folder: str, progress: Progress, shards: list[dict[str, Any]]) -> None:
+        """Make the checkpoint exist, then remove older ones."""
+        self._prove()
+        marker = json.dumps({**vars(progress), "ranks": len(shards), "shards": shards}).encode()
+        self._storage.write(folder, MARKER, data=marker)
+        if self._storage.read(folder, MARKER) != marker:
+            raise StorageError("a file reads otherwise than it was written", where=self._storage.location(folder, MARKER))
+        self._prove()
+        for name in self._names():
+            found = _FOLDER.fullmatch(name)
+            assert found is not None
+            if name != folder and int(found[2] or 0) <= self._attempt:
+                self._storage.delete(name)
+
+    def _names(self) -> list[str]:
+        """Folders of checkpoints, the newest first."""
+        found = [match for entry in self._storage.list() if (match := _FOLDER.fullmatch(entry.name))]
+        return [match[0] for match in sorted(found, key=lambda match: (int(match[1]), int(match[2] or 0)), reverse=True)]
+
+    def _marker(self, name: str, identity: str) -> dict[str, Any] | None:
+        """A checkpoint's marker; None where it is torn, or of another training."""
+        try:
+            data = self._storage.read(name, MARKER, limit=LARGEST)
+            if data is None:  # its writing was cut off
+                return None
+            marker = json.loads(data)
+            if marker["identity"] != identity:
+                raise Torn("it belongs to another training")
+            for shard in marker.setdefault(
+                "shards", [{"name": _shard(rank, marker["ranks"])} for rank in range(marker["ranks"])]
+            ):
+                size = self._storage.size(name, shard["name"])
+                if size is None or size != shard.get("size", size):
+                    raise Torn(f"{shard['name']} has {size} bytes, and not {shard.get('size')}")
+        except (ValueError, TypeError, KeyError, Torn) as error:
+            self._pass_over(name, error)
+            return None
+        return marker
+
+    def _load(self, engine: Engine, name: str, marker: dict[str, Any]) -> Progress | None:
         rank, now = distributed.get_rank(), distributed.get_world_size()
-        with _Shards(self._files, folder, ranks, self._local / f"resume-{rank}-{os.getpid()}") as shards:
-            engine.begin_restore(step)
-            for name, state in engine.shares():
-                for key, tensor in state.items():
+        ranks, shards = marker["ranks"], marker["shards"]
+        local = self._local / f"resume-{rank}-{os.getpid()}"
+        with ExitStack() as leaving:
+            problem: Exception | None = None
+            pieces = _Shards(self._storage, name, shards, local, rank, now)
+            try:
+                leaving.enter_context(pieces)
+            except Exception as raised:  # noqa: BLE001 - raised by all below, or passed over by all
+                problem = raised
+            if first := group.first_problem(problem):
+                if not isinstance(first, Torn):
+                    raise first
+                self._pass_over(name, first)
+                return None
+            engine.begin_restore(marker["step"])
+            for key, state in engine.shares():
+                for part, tensor in state.items():
                     count = tensor.numel()
-                    tensor.copy_(shards.read(f"{key}/{name}", rank * count, (rank + 1) * count))
+                    tensor.copy_(pieces.read(f"{part}/{key}", rank * count, (rank + 1) * count))
             engine.end_restore()
             if ranks == now:
-                torch.set_rng_state(shards.open(rank).get_tensor("rng"))
-        return progress
+                torch.set_rng_state(pieces.open(rank).get_tensor("rng"))
+        return Progress(**{field: marker[field] for field in Progress.__dataclass_fields__})
 
-    def _steps(self) -> list[int]:
-        selector = pafs.FileSelector(self._root, allow_not_found=True)
-        names = [info.base_name for info in self._files.get_file_info(selector) if info.type == pafs.FileType.Directory]
-        return [int(name.removeprefix("step-")) for name in names if name.startswith("step-")]
-
-    def _exists(self, path: str) -> bool:
-        return self._files.get_file_info(path).type == pafs.FileType.File
-
-    def _put(self, source: Path, target: str) -> None:
-        partial = f"{target}.partial"
-        pafs.copy_files(str(source), partial, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=self._files)
-        self._files.move(partial, target)
-
-    def _write(self, path: str, value: dict[str, Any]) -> None:
-        with self._files.open_output_stream(f"{path}.partial") as stream:
-            stream.write(json.dumps(value).encode())
-        self._files.move(f"{path}.partial", path)
+    def _pass_over(self, name: str, error: Exception) -> None:
+        if distributed.get_rank() == 0:
+            logging.getLogger(__name__).warning("checkpoint %s is passed over: %s", self._storage.location(name), error)
 
 
 class _Shards:
-    """Shards of a checkpoint, fetched to this machine when first asked for."""
+    """The shards of a checkpoint that one rank reads, brought to this machine and checked.
 
-    def __init__(self, files: pafs.FileSystem, folder: str, ranks: int, local: Path) -> None:
-        self._files, self._folder, self.ranks, self._local = files, folder, ranks, local
+    Raises:
+        Torn: one is not what the marker says, or no longer there.
+    """
+
+    def __init__(self, storage: Storage, folder: str, shards: list[dict[str, Any]], local: Path, rank: int, now: int) -> None:
+        self._storage, self._folder, self._shards, self._local = storage, folder, shards, local
+        self.ranks = len(shards)
+        # Cut otherwise, a rank's part may begin in an old one's and end in the next; the padding at the end shifts it a little.
+        first, last = (rank, rank) if now == self.ranks else (rank * self.ranks // now - 1, -(-(rank + 1) * self.ranks // now))
+        self._needed = range(min(max(first, 0), self.ranks - 1), min(last, self.ranks - 1) + 1)
         self._open: dict[int, Any] = {}
 
     def __enter__(self) -> "_Shards":
-        self._local.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as undo:
+            undo.callback(self.__exit__)
+            for rank in self._needed:
+                self.open(rank)
+            undo.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for rank, shard in self._open.items():
+        for shard in self._open.values():
             shard.__exit__(None, None, None)
-            (self._local / _shard(rank, self.ranks)).unlink()
-        self._local.rmdir()
+        for shard in self._shards:
+            (self._local / shard["name"]).unlink(missing_ok=True)
+        if self._local.is_dir():
+            self._local.rmdir()
 
     def open(self, rank: int) -> Any:
+        """An old rank's shard."""
         if rank not in self._open:
-            name = _shard(rank, self.ranks)
-            pafs.copy_files(
-                f"{self._folder}/{name}",
-                str(self._local / name),
-                source_filesystem=self._files,
-                destination_filesystem=pafs.LocalFileSystem(),
-            )
-            self._open[rank] = safe_open(self._local / name, framework="pt").__enter__()
+            shard = self._shards[rank]
+            path = self._local / shard["name"]
+            for left in (1, 0):  # what was damaged on the way comes whole the second time
+                try:
+                    digest = self._storage.download(path, self._folder, shard["name"])
+                except FileNotFoundError as error:
+                    raise Torn(f"{shard['name']} is not there") from error
+                if digest == shard.get("sha256", digest):
+                    break
+                if not left:
+                    raise Torn(f"{shard['name']} has another SHA-256 than its marker says")
+            try:
+                self._open[rank] = safe_open(path, framework="pt").__enter__()
+            except Exception as error:  # safetensors' own error has no better base
+                raise Torn(f"{shard['name']} is no safetensors file ({error})") from error
         return self._open[rank]
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Numbers ``start`` to ``stop`` of a flat parameter, cut as the old ranks had it."""
-        width = self.open(0).get_slice(name).get_shape()[0]
+        width = self.open(self._needed[0]).get_slice(name).get_shape()[0]
         parts = []
         while start < stop:
             rank = start // width
@@ -179,3 +293,8 @@ class _Shards:
 
 def _shard(rank: int, ranks: int) -> str:
     return f"shard-{rank}-of-{ranks}.safetensors"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as opened:
+        return file_digest(opened, "sha256").hexdigest()

@@ -12,7 +12,7 @@ from cft_ray.plan.specs import StrategyRef
 class Job(BaseModel):
     """One training.
 
-    Paths are local to each rank's machine; `checkpoints` alone may be any URI that pyarrow knows.
+    Paths are local to each rank's machine; `checkpoints` alone may be a URI of a storage.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -27,6 +27,7 @@ class Job(BaseModel):
     output: str = Field(description="folder that gets `model/` and `tables/steps.parquet`; written by rank 0")
     scratch: str = Field(description="folder for intermediate files")
     checkpoints: str = Field(description="folder or URI of mid-run state")
+    attempt: int = Field(default=1, ge=1, description="number of this attempt; a later one's checkpoints are left alone")
     label: str = Field(default="the training", description="what messages call it")
     data: str = Field(default="", description="name of its data set in the grid, for messages")
     allow_left_out: float = Field(default=1.0, description="share of its rows that may be left out in encoding")

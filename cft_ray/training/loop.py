@@ -62,12 +62,13 @@ class Summary:
     """what was done otherwise than asked for because of the model"""
 
 
-def train(job: Job, on_step: OnStep | None = None) -> Summary:
+def train(job: Job, on_step: OnStep | None = None, prove: Callable[[], None] = lambda: None) -> Summary:
     """Train, from the newest checkpoint if there is one, and export; every rank calls it.
 
     Args:
         job: the same on every rank.
         on_step: called on rank 0.
+        prove: called before mid-run state is written; raises where another attempt has taken over.
 
     Raises:
         UserError: the rows, the model or the settings cannot be trained with (on every rank alike).
@@ -79,10 +80,10 @@ def train(job: Job, on_step: OnStep | None = None) -> Summary:
         group.joined() as (rank, ranks),
         ExitStack() as leaving,
     ):
-        return _train(job, on_step, rank, ranks, leaving)
+        return _train(job, on_step, prove, rank, ranks, leaving)
 
 
-def _train(job: Job, on_step: OnStep | None, rank: int, ranks: int, leaving: ExitStack) -> Summary:
+def _train(job: Job, on_step: OnStep | None, prove: Callable[[], None], rank: int, ranks: int, leaving: ExitStack) -> Summary:
     settings = job.training
     listeners = _listeners(job, rank)  # first: what is missing is known before a model is loaded
     tokenizer = AutoTokenizer.from_pretrained(job.model, local_files_only=True)
@@ -111,10 +112,10 @@ def _train(job: Job, on_step: OnStep | None, rank: int, ranks: int, leaving: Exi
     contract.check_engine(deep, causal)
     trained = sum(_size(parameter) for parameter in prepared.parameters() if parameter.requires_grad)
 
-    checkpoints = Checkpoints(job.checkpoints, Path(job.scratch) / "shards")
-    progress = Progress(step=0, tokens=0, samples=0, rows=[], identity=job.fingerprint)
-    if (latest := checkpoints.latest()) is not None:
-        progress = checkpoints.load(deep, latest, job.fingerprint)
+    checkpoints = Checkpoints(job.checkpoints, Path(job.scratch) / "shards", job.attempt, prove)
+    progress = checkpoints.resume(deep, job.fingerprint)
+    if progress is None:
+        progress = Progress(step=0, tokens=0, samples=0, rows=[], identity=job.fingerprint)
     resumed_at = progress.step
 
     pace = _Pace(causal, examples, whole, ranks)

@@ -219,7 +219,7 @@ def test_a_checkpoint_of_two_workers_continues_on_one(world, alone, pair_of_work
 def test_a_checkpoint_without_its_marker_does_not_exist(world, alone):
     made = job(world, "torn")
     shutil.copytree(alone[0].checkpoints, made.checkpoints)
-    (Path(made.checkpoints) / "step-00000006" / "marker.json").unlink()
+    (Path(made.checkpoints) / "step-00000006-0001" / "marker.json").unlink()
     assert train(made).resumed_at == 0
 
 
