@@ -106,9 +106,11 @@ def _read(path: str, changed: int) -> pa.Table:
         raise UserError(
             "items are not read from such a file", where=path, fix=f"Parquet, or an object a line ({', '.join(LINES)})"
         )
-    rows = list(records(path))
+    rows = [row for _, row in records(path)]
+    # pyarrow's own `from_pylist` has the columns of the first row alone.
+    names = dict.fromkeys(name for row in rows for name in row)
     try:
-        return pa.Table.from_pylist([row for _, row in rows])
+        return pa.table({name: [row.get(name) for row in rows] for name in names})
     except (pa.ArrowException, UnicodeEncodeError, OverflowError) as error:
         raise UserError(f"the items are not alike ({error})", where=path, fix="give each column values of one type") from error
 
