@@ -26,8 +26,10 @@ from cft_ray.execute.hosts import Hosts
 from cft_ray.execute.schedule import Schedule, State
 from cft_ray.execute.searcher import StageSearcher
 from cft_ray.execute.work import Work
+from cft_ray.grid.settings import GenerationSettings
 from cft_ray.metrics.schemas import table_of
 from cft_ray.metrics.store import Append, TableStore, read_files
+from cft_ray.plan.specs import EvaluateSpec
 from cft_ray.plan.stage import Resources, Stage
 from cft_ray.storage.root import Storage
 
@@ -189,6 +191,28 @@ def test_what_a_task_raised_is_found_below_rays_wrapping():
         assert len(describe(error)) == len("ValueError: ") + 20_000 + 1 + 8_000
 
 
+def test_a_death_below_a_stage_is_recorded_and_goes_up(storage, tmp_path, monkeypatch):
+    """Tune tries it again then; what is raised in a task comes again in the same way, and is a result."""
+    made = stage(tmp_path)
+
+    def dies(error: Exception) -> Any:
+        def work(_: Any) -> Any:
+            raise error
+
+        return lambda kind: work
+
+    monkeypatch.setattr(attempt, "runner", dies(WorkerCrashedError()))
+    with pytest.raises(WorkerCrashedError):
+        run(storage, made)
+    assert [row[:3] for row in rows(storage, "stages", "status")] == [(1, 1, "failed")]
+    monkeypatch.setattr(attempt, "runner", dies(RayTaskError("f", "trace", ValueError("of the task"))))
+    found = run(storage, made)
+    assert found["status"] == "failed" and found["error"].startswith("ValueError: of the task")
+    monkeypatch.undo()
+    assert run(storage, made) == {"status": "done"}
+    assert Observer(storage, made.fingerprint).claim() is not None
+
+
 # The searcher
 
 
@@ -303,3 +327,40 @@ def test_a_stage_waits_for_an_actor_that_may_come_free(tmp_path, monkeypatch):
     made.on_trial_complete("two", error=True)
     assert made.suggest("four") is None
     json.dumps(made.suggest("five"))
+
+
+class Named(Hosts):
+    """Hosts whose actors are only named."""
+
+    def named(self, host: str, needs: Resources) -> str | None:
+        return f"actor of {host}" if needs.gpus else None
+
+
+def test_a_stage_is_told_the_actor_that_keeps_its_model(tmp_path, quiet):
+    model = stage(tmp_path)
+    asks = [
+        Stage(
+            EvaluateSpec(benchmark=name, ability="TA", tasks={"en": "t"}, metric="acc", generation=GenerationSettings()),
+            {"model": model.fingerprint},
+            resources=Resources(cpus=1, gpus=1),
+        )
+        for name in ("x", "y")
+    ]
+    graph = {each.fingerprint: each for each in (model, *asks)}
+    plan = Schedule(graph, {model.fingerprint}, Capacity((Nodes(cpus=4, gpus=1),)))
+    told: list[str | None] = []
+
+    def work(fingerprint: str, host: str | None) -> Work:
+        told.append(host)
+        return Work(graph[fingerprint], {}, "/storage", "study", "run", host=host)
+
+    made = StageSearcher(plan, work, Named("run"), lambda _: None, lambda: False)
+    assert isinstance(made.suggest("one"), dict)
+    made.on_trial_complete("one", {"status": "done"})
+    assert isinstance(made.suggest("two"), dict)
+    assert told[0] is not None and told[0] == told[1]
+    alone = World(tmp_path)
+    told.clear()
+    alone.searcher._work = work  # type: ignore[assignment]
+    graph |= {each.fingerprint: each for each in alone.chain}
+    assert isinstance(alone.searcher.suggest("three"), dict) and told == [None]

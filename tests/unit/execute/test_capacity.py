@@ -66,3 +66,10 @@ def test_partly_filled_nodes_among_several_alike():
     assert not pair.holds([Resources(cpus=2), Resources(workers=5, cpus=1)])
     assert pair.holds([Resources(workers=2, cpus=2), Resources(workers=2, cpus=1)])
     assert not pair.holds([Resources(workers=3, cpus=2)])
+
+
+def test_what_takes_no_cpu_or_no_gpu_is_bounded_by_the_other_alone():
+    both = Capacity((Nodes(cpus=4, gpus=2, count=2),))
+    assert both.holds([Resources(workers=4, cpus=0, gpus=1)]) and not both.holds([Resources(workers=5, cpus=0, gpus=1)])
+    assert both.holds([Resources(workers=8, cpus=1)]) and not both.holds([Resources(workers=9, cpus=1)])
+    assert both.holds([Resources(workers=4, cpus=0, gpus=1), Resources(workers=8, cpus=1)])
