@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cft_ray.data.chat_template import ChatTemplate, Pieces, Turn, Unwritable, Written
-from cft_ray.data.templates import conversation, prompts
+from cft_ray.data.templates import OPENINGS, conversation, prompts
 from cft_ray.data.vocabulary import Vocabulary, Where
 from cft_ray.errors import UserError
 from cft_ray.grid.settings import Template
@@ -72,6 +72,7 @@ class Encoder:
         taught = self.vocabulary.end if end is None else end[2]
         self.ends: tuple[int, ...] = tuple(dict.fromkeys((taught, self.vocabulary.end)))
         """ids that end an answer: the one that is taught, and the tokenizer's end of sequence"""
+        self._openings = self._shared()
         self._merging: dict[tuple[str, str], bool] = {}
         """texts around a seam -> whether a token would span it"""
 
@@ -203,9 +204,33 @@ class Encoder:
             elif pieces:
                 groups.setdefault((where, self.chat is None), []).append((place, "".join(text for text, _ in pieces)))
         for (where, literal), members in groups.items():
-            found = self.vocabulary.encode([text for _, text in members], where, literal=literal)
+            texts_there = [text for _, text in members]
+            if where == "start" and literal:
+                found = self._started(texts_there)
+            else:
+                found = self.vocabulary.encode(texts_there, where, literal=literal)
             for (place, _), tokens in zip(members, found, strict=True):
                 ids[place] += tokens
+
+    def _shared(self) -> dict[str, tuple[int, list[int]]]:
+        """Beginnings of prompts -> characters and ids of their first part, if the rest may be encoded apart from it."""
+        found: dict[str, tuple[int, list[int]]] = {}
+        for opening, follows in OPENINGS.get(self.template.name, ()) if self.template is not None else ():
+            rests = [follows + text for text in ("a", " a", "\n", "日本", "#")]
+            (begin,) = self.vocabulary.encode([opening], "start", literal=True)
+            whole = self.vocabulary.encode([opening + rest for rest in rests], "start", literal=True)
+            if whole == [begin + rest for rest in self.vocabulary.encode(rests, "inside", literal=True)]:
+                found[opening + follows] = len(opening), begin
+        return found
+
+    def _started(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of the grid's own prompts at the start of a sequence; what many begin with is encoded once."""
+        shared = [next((each for each in self._openings if text.startswith(each)), None) for text in texts]
+        rests = [text[self._openings[each][0] :] for text, each in zip(texts, shared, strict=True) if each is not None]
+        inside = iter(self.vocabulary.encode(rests, "inside", literal=True))
+        others = [text for text, each in zip(texts, shared, strict=True) if each is None]
+        start = iter(self.vocabulary.encode(others, "start", literal=True))
+        return [next(start) if each is None else self._openings[each][1] + next(inside) for each in shared]
 
     def _after(self, ids: Sequence[int]) -> Where:
         """Where text stands that follows these ids; behind what the tokenizer puts before a text by itself, the text starts."""

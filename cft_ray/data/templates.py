@@ -19,6 +19,12 @@ ALPACA_WITH_INPUT = (
 )
 ALPACA_WITHOUT_INPUT = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
 
+_ALPACA_ASKS = "### Instruction:\n"
+OPENINGS = {
+    "alpaca": tuple((f"{text}\n\n", _ALPACA_ASKS) for text in (ALPACA_WITH_INPUT, ALPACA_WITHOUT_INPUT)),
+}
+"""template -> what many prompts begin with, and what follows there"""
+
 
 @dataclass(frozen=True)
 class Conversation:
@@ -86,7 +92,7 @@ def prompts(template: Template, said: Conversation) -> list[str]:
 
 def _alpaca(instruction: str, extra: str) -> str:
     context = f"### Input:\n{extra}\n\n" if extra else ""
-    return f"### Instruction:\n{instruction}\n\n{context}### Response:\n"
+    return f"{_ALPACA_ASKS}{instruction}\n\n{context}### Response:\n"
 
 
 def _toy(instruction: str, extra: str) -> str:

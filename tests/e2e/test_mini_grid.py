@@ -158,6 +158,6 @@ def test_again_does_only_what_is_missing_or_damaged(ran):
     assert again.returncode == 0, again.stderr[-8000:]
     assert again.stdout == run.stdout
     after = manifests(folder)
-    assert {name for name in before if after[name] != before[name]} == {rows.parent.name}
+    assert {name for name in before if after[name] != before[name]} == {rows.parent.parent.name}
     attempts = cft_ray.open(folder / "storage").stages().collect()
-    assert attempts.group_by("fingerprint").len().filter(pl.col("len") > 1)["fingerprint"].to_list() == [rows.parent.name]
+    assert attempts.group_by("fingerprint").len().filter(pl.col("len") > 1)["fingerprint"].to_list() == [rows.parent.parent.name]

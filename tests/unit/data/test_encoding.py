@@ -92,6 +92,16 @@ def test_own_templates_begin_as_the_tokenizer_begins_a_text(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@given(instruction=TEXT, extra=st.just("") | TEXT, system=st.just("") | TEXT)
+@settings(max_examples=25, deadline=None)
+def test_an_opening_that_is_encoded_once_changes_no_token(family, instruction, extra, system):
+    made = ENCODERS[family, "alpaca"]
+    given_ = row(instruction, input=extra, system=system)
+    (whole,) = made.vocabulary.encode([made.written(given_)], "start", literal=True)
+    assert made.prompts([given_]) == [[*made.vocabulary.prefix, *whole]]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("template", [*OWN, "chatml", "mistral"])
 def test_every_assistants_turn_is_an_answer_with_its_end(family, template):
     made = ENCODERS[family, template]
