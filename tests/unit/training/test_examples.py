@@ -36,9 +36,12 @@ def test_prompt_is_no_target_and_the_end_is():
 
 
 def test_a_chat_template_that_writes_the_beginning_does_not_double_it():
+    """The ids are those that transformers gives the whole conversation; this tokenizer puts a beginning before any text."""
     examples = encoded(("hi", "yo"), template=Template(name="chat"))
-    assert list(examples.ids(0)).count(TOKENIZER.bos_token_id) == 1
-    assert list(examples.ids(0)).count(TOKENIZER.eos_token_id) == 1
+    said = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
+    whole = list(TOKENIZER.apply_chat_template(said, tokenize=True, return_dict=True)["input_ids"])  # type: ignore[index]
+    assert TOKENIZER("").input_ids == [TOKENIZER.bos_token_id] and whole[0] == TOKENIZER.bos_token_id
+    assert list(examples.ids(0)) == whole
 
 
 def test_plain_text_without_a_prompt_is_all_target():
