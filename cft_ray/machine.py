@@ -86,16 +86,14 @@ def _text(path: Path) -> str | None:
 def machine_folder(*parts: str) -> Path:
     """A folder of this machine for what can be made again: downloads, scratch, digests of files.
 
-    ``CFT_RAY_CACHE`` names it; else it is ``cft-ray`` below ``XDG_CACHE_HOME`` or ``~/.cache``, and where neither can be
-    written to, a folder of this user's below the temporary one: what is not kept costs time only.
+    ``CFT_RAY_CACHE`` names it; else it is ``~/.cache/cft-ray``, and where that cannot be written to, a folder of this user's
+    below the temporary one: what is not kept costs time only.
     """
     if named := os.environ.get("CFT_RAY_CACHE"):
         return Path(named, *parts)
-    named = os.environ.get("XDG_CACHE_HOME")
     home = _home()
-    usual = Path(named) if named else home / ".cache" if home else None
-    if usual is not None and _writable(usual / "cft-ray"):
-        return Path(usual, "cft-ray", *parts)
+    if home is not None and _writable(home / ".cache" / "cft-ray"):
+        return Path(home, ".cache", "cft-ray", *parts)
     return Path(own_folder(Path(tempfile.gettempdir())), "cache", *parts)
 
 

@@ -8,10 +8,10 @@ manifest at a second look too is removed, so that the plan makes it again.
 """
 
 import contextlib
-import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,8 @@ from cft_ray.artifacts.manifest import (
 from cft_ray.errors import UserError
 from cft_ray.machine import machine_folder
 from cft_ray.plan.stage import Stage
-from cft_ray.storage.local import remove_local, sync, write_local
+from cft_ray.storage.cache import Kept, forget, keep
+from cft_ray.storage.local import remove_local, sync
 from cft_ray.storage.root import Storage
 
 LOOKS = 2
@@ -69,6 +70,11 @@ class ArtifactStore:
 
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
+        self._kept: dict[str, Kept] = {}
+        """downloads that are in use as long as this object lives"""
+
+    def __reduce__(self) -> tuple[type["ArtifactStore"], tuple[Storage]]:
+        return ArtifactStore, (self.storage,)
 
     def exists(self, kind: str, fingerprint: str) -> bool:
         """Whether there is a manifest (not whether it is sound: `verify`)."""
@@ -287,7 +293,7 @@ class ArtifactStore:
         return *_files(manifest), *file.path.split("/")
 
     def fetch(self, kind: str, fingerprint: str) -> Path:
-        """The artifact as a local folder: the folder itself, or a download that is kept on this machine.
+        """The artifact as a local folder: the folder itself, or a download that stays here as long as this object lives.
 
         Raises:
             CorruptArtifact: there is none, or it does not match its manifest (and has been removed).
@@ -298,27 +304,20 @@ class ArtifactStore:
             if not _sizes_match(folder, manifest):
                 self.verify(kind, fingerprint)  # says what differs, and removes it
             return folder
-        cache = machine_folder("artifacts", self._place(), kind)
-        folder = cache / fingerprint
-        if folder.exists():
-            if (folder / MANIFEST).read_bytes() == manifest.encode() and _sizes_match(folder, manifest):
-                return folder
-            remove_local(folder)
-        arriving = cache / f".{fingerprint}-{os.getpid()}-{os.urandom(3).hex()}"
-        try:
-            self._download(manifest, arriving)
-            with contextlib.suppress(OSError):  # another process has put the same files there
-                arriving.rename(folder)
-        finally:
-            remove_local(arriving)
-        return folder
+        key = sha256(f"{self.storage.uri}\n{manifest.encode().decode()}".encode()).hexdigest()[:32]
+        for _ in range(LOOKS):
+            kept = self._kept.get(key) or keep("artifacts", f"{kind}-{key}", partial(self._download, manifest))
+            if _sizes_match(kept.path, manifest):
+                self._kept[key] = kept
+                return kept.path
+            self._kept.pop(key, None)
+            forget(kept)
+        raise CorruptArtifact(kind, fingerprint, "this machine's copy changes by itself")
 
     def _download(self, manifest: Manifest, target: Path) -> None:
-        target.mkdir(parents=True)
         with ThreadPoolExecutor(max_workers=4) as pool:
             for arrived in [pool.submit(self._download_file, manifest, file, target / file.path) for file in manifest.files]:
                 arrived.result()
-        write_local(target / MANIFEST, manifest.encode())
 
     def _download_file(self, manifest: Manifest, file: ArtifactFile, target: Path) -> None:
         reason = ""

@@ -21,12 +21,14 @@ from cft_ray.data.paths import Found, from_wildcard, is_uri, matching
 from cft_ray.data.readers import require_columns
 from cft_ray.data.records import ending, records
 from cft_ray.errors import UserError
-from cft_ray.machine import machine_folder
 from cft_ray.plan.digest import Digests
 from cft_ray.plan.items import items_digest
 from cft_ray.plan.specs import ItemsSource
+from cft_ray.storage.cache import Kept, keep
 from cft_ray.storage.local import CHUNK
 
+_KEPT: dict[str, Kept] = {}
+"""of items that the harness may read as long as the process lives"""
 LINES = (".jsonl", ".ndjson", ".json")
 
 
@@ -138,23 +140,26 @@ def _fetched(pattern: str, source: ItemsSource, split: str, languages: Sequence[
     """A pattern of local files; those of an object store are copied to this machine, once."""
     if not is_uri(pattern):
         return pattern
-    known_by = source.digest or source.revision or sha256(pattern.encode()).hexdigest()
-    folder = machine_folder("items", known_by, split)
     end, by_language = from_wildcard(pattern), names_language(pattern)
-    for language in languages if by_language else ("",):
-        for file in matching(filled(pattern, language)):
-            kept = file.path.split("/")[-len(end.split("/")) :]
-            _copy(file, folder.joinpath(language, *kept))
-    return f"{folder}/{{language}}/{end}" if by_language else f"{folder}/{end}"
+    found = {language: matching(filled(pattern, language)) for language in (languages if by_language else ("",))}
+    states = [(language, file.path, file.size, file.changed) for language, files in found.items() for file in files]
+    key = sha256(repr((pattern, split, source.digest, source.revision, states)).encode()).hexdigest()[:32]
+
+    def fill(folder: Path) -> None:
+        for language, files in found.items():
+            for file in files:
+                _copy(file, folder.joinpath(language, *file.path.split("/")[-len(end.split("/")) :]))
+
+    kept = keep("items", key, fill)
+    _KEPT[key] = kept
+    return f"{kept.path}/{{language}}/{end}" if by_language else f"{kept.path}/{end}"
 
 
 def _copy(file: Found, target: Path) -> None:
     assert file.filesystem is not None
-    if target.exists() and target.stat().st_size == file.size:
-        return
     target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f".{target.name}.part")
-    with file.filesystem.open_input_stream(file.path) as source, unfinished.open("wb") as sink:
+    with file.filesystem.open_input_stream(file.path) as source, target.open("wb") as sink:
         while chunk := source.read(CHUNK):
             sink.write(chunk)
-    unfinished.replace(target)
+    if target.stat().st_size != file.size:
+        raise UserError(f"{target.stat().st_size} of {file.size} bytes came", where=file.location, fix="run it again")

@@ -5,13 +5,15 @@ scoring fails long after the answers were paid for. Here it is looked for before
 """
 
 import os
-from pathlib import Path
+from hashlib import sha256
 
 from cft_ray.errors import UserError
-from cft_ray.machine import machine_folder
+from cft_ray.storage.cache import Kept, keep
 from cft_ray.storage.root import Storage
 
 NEEDED = "tokenizers/punkt_tab"
+_KEPT: dict[str, Kept] = {}
+"""nltk looks into its folders for as long as the process lives"""
 
 
 def needs_punkt(tasks: list[str]) -> bool:
@@ -62,11 +64,7 @@ def _local(folder: str) -> str:
     storage = Storage(folder)
     if storage.local:
         return storage.root
-    target = machine_folder("nltk")
-    for entry in storage.list(*NEEDED.split("/"), recursive=True):
-        name = f"{NEEDED}/{entry.name}"
-        if not (target / name).exists():
-            unfinished = Path(f"{target / name}.part")
-            storage.download(unfinished, name)
-            unfinished.replace(target / name)
-    return str(target)
+    key = sha256(f"{storage.uri}\n{storage.list(*NEEDED.split('/'), recursive=True)}".encode()).hexdigest()[:32]
+    kept = keep("nltk", key, lambda target: storage.mirror(target.joinpath(*NEEDED.split("/")), *NEEDED.split("/")))
+    _KEPT[key] = kept
+    return str(kept.path)

@@ -1,6 +1,8 @@
 """`StageContext` as it is while a plan runs: artifacts from the store, rows to the reporting actor."""
 
+import glob
 from collections.abc import Sequence
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,10 @@ from cft_ray.execute.progress import Board
 from cft_ray.execute.work import Work
 from cft_ray.machine import machine_folder
 from cft_ray.metrics.reporter import Reporter
+from cft_ray.plan.digest import Digests
 from cft_ray.plan.specs import Checkpoint
 from cft_ray.plan.stage import Stage
+from cft_ray.storage.cache import Kept, keep
 from cft_ray.storage.root import Storage
 
 
@@ -40,6 +44,7 @@ class RunContext:
         self.host = work.host
         self._work, self._fence, self._reporter, self._board = work, fence, reporter, board
         self._store = ArtifactStore(Storage(work.storage))
+        self._models: dict[str, tuple[str, Kept | None]] = {}
 
     def __reduce__(self) -> tuple[type["RunContext"], tuple[Any, ...]]:
         return RunContext, (self._work, self.output, self.attempt, self._fence, self._reporter, self._board)
@@ -62,7 +67,9 @@ class RunContext:
         """
         if role in self.stage.inputs:
             return str(self.input(role) / "model")
-        return _local_checkpoint(getattr(self.stage.spec, "checkpoints", {})[role])
+        if role not in self._models:  # in use as long as this object lives
+            self._models[role] = local_checkpoint(getattr(self.stage.spec, "checkpoints", {})[role])
+        return self._models[role][0]
 
     def prove(self) -> None:
         """Return if this attempt still is the one that works on the stage (`cft_ray.artifacts.lease`)."""
@@ -77,34 +84,55 @@ class RunContext:
         self._board.tell(self.stage.fingerprint, values)
 
 
-def _local_checkpoint(checkpoint: Checkpoint) -> str:
+def local_checkpoint(checkpoint: Checkpoint) -> tuple[str, Kept | None]:
+    """Local folder of a model that is no artifact, and what keeps it here; None: it stays by itself.
+
+    Raises:
+        UserError: it cannot be had, or is not what the plan saw.
+    """
     if checkpoint.path is not None:
         storage = Storage(checkpoint.path)
         if storage.local:
-            return storage.root
-        target = machine_folder("models", sha256(storage.uri.encode()).hexdigest()[:12], checkpoint.digest or "any")
-        _download_once(storage, target)
-        return str(target)
+            return storage.root, None
+        kept = keep("models", _key(storage, checkpoint.digest), partial(_bring, storage, checkpoint.digest))
+        return str(kept.path), kept
     if checkpoint.hub is None:
         raise UserError("a checkpoint names neither a hub id nor a path", fix="give `hub` or `path`")
-    from huggingface_hub import snapshot_download
+    return _from_hub(checkpoint.hub, checkpoint.revision), None
+
+
+def _key(storage: Storage, digest: str | None) -> str:
+    """Names the content: by the plan's digest, or by what a listing says."""
+    if digest is None:
+        digest = "".join(f"{entry.name} {entry.size} {entry.tag}\n" for entry in storage.list(recursive=True))
+    return sha256(f"{storage.uri}\n{digest}".encode()).hexdigest()[:32]
+
+
+def _bring(storage: Storage, digest: str | None, target: Path) -> None:
+    storage.mirror(target)
+    if digest is None:
+        return
+    digests = Digests()
+    if digests.folder(str(target), where=storage.uri) != digest:
+        fix = "run the grid again: it is planned anew with what is there now"
+        raise UserError("the model's files have changed since they were planned with", where=storage.uri, fix=fix)
+
+
+def _from_hub(repository: str, revision: str | None) -> str:
+    """A hub model's folder in the hub client's own cache: safetensors and what belongs to them, where it has those."""
+    from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    where = f"{checkpoint.hub}@{checkpoint.revision or 'main'}"
+    from cft_ray.fetch.hub import model_files
+
     try:
-        return snapshot_download(checkpoint.hub, revision=checkpoint.revision)
+        wanted = None
+        if not constants.HF_HUB_OFFLINE:
+            wanted = [glob.escape(name) for name in model_files(HfApi().list_repo_files(repository, revision=revision))]
+        return snapshot_download(repository, revision=revision, allow_patterns=wanted)
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:
         reason = str(error).splitlines()[0]
+        where = f"{repository}@{revision or 'main'}"
         raise UserError(
             f"the model cannot be downloaded: {reason}", where=where, fix="check the id, access and HF_TOKEN"
         ) from error
-
-
-def _download_once(storage: Storage, target: Path) -> None:
-    """A remote model folder to this machine; the marker, written last, says that it is whole."""
-    marker = target / ".complete"
-    if marker.exists():
-        return
-    for entry in storage.list(recursive=True):
-        storage.download(target / entry.name, entry.name)
-    marker.touch()

@@ -28,7 +28,7 @@ SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a driver without GPUs leaves CUDA_VISIBLE_DEVICES alone
 }
 
-TRAVELS = ("CFT_RAY_STORAGE_PATIENCE",)
+TRAVELS = ("CFT_RAY_STORAGE_PATIENCE", "CFT_RAY_CACHE_GIB")
 """Variables of our own that reach the workers of a cluster where they are set."""
 
 LOCAL_SETTINGS = {

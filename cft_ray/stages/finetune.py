@@ -25,6 +25,7 @@ from cft_ray.errors import StageFailed, UserError
 from cft_ray.plan.specs import FinetuneSpec
 from cft_ray.stages import remote
 from cft_ray.stages.context import StageContext
+from cft_ray.storage.local import remove_local
 from cft_ray.storage.root import Storage
 from cft_ray.strategies import Strategy, load
 
@@ -86,13 +87,17 @@ def _worker(told: dict[str, Any]) -> tuple[dict[str, Any], bool]:
             raise problem
         finished = _train(context, told["home"])
         distributed.barrier()
+        if group.is_first_of_machine():
+            remove_local(context.scratch)
     return finished
 
 
 def alone(context: StageContext, home: str | None) -> tuple[dict[str, Any], bool]:
     """The only worker; the process is left as it was found."""
     _prepare(context, _rows(context))
-    return _train(context, home)
+    finished = _train(context, home)
+    remove_local(context.scratch)
+    return finished
 
 
 def _train(context: StageContext, home: str | None) -> tuple[dict[str, Any], bool]:

@@ -63,8 +63,8 @@ def test_the_cache_is_where_it_can_be_written(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert machine.machine_folder("a") == tmp_path / ".cache" / "cft-ray" / "a"
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert machine.machine_folder() == tmp_path / "xdg" / "cft-ray"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))  # one root, one name
+    assert machine.machine_folder("a") == tmp_path / ".cache" / "cft-ray" / "a"
     monkeypatch.setenv("CFT_RAY_CACHE", str(tmp_path / "own"))
     assert machine.machine_folder() == tmp_path / "own"
 

@@ -247,7 +247,7 @@ def test_missing_files_name_the_nearest(tmp_path: Path) -> None:
 
 
 def test_files_changed_since_the_plan_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("CFT_RAY_CACHE", str(tmp_path / "cache"))
     files = write(tmp_path / "data.jsonl", ROWS)
     digest = Digests().files(files, ["en"], where="grid")
     assert stage(tmp_path, files=files, digest=digest)[0]["rows"] == 3

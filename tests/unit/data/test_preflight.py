@@ -13,7 +13,7 @@ from cft_ray.plan.stage import Stage
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("CFT_RAY_CACHE", str(tmp_path / "cache"))
 
 
 def stage(files, languages=("de",), columns=None, **more):

@@ -135,7 +135,7 @@ def test_missing_file_and_no_mapping(tmp_path):
 
 
 def test_missing_local_files_are_named(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("CFT_RAY_CACHE", str(tmp_path / "cache"))
     files = tmp_path / "{language}.jsonl"
     (tmp_path / "de.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
     declared = f"{{files: '{files}', format: alpaca, languages: [de, es]}}"

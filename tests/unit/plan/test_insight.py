@@ -32,7 +32,7 @@ evaluation: {benchmarks: [toy_letters]}
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("CFT_RAY_CACHE", str(tmp_path / "cache"))
 
 
 def planned(*sets, text=GRID):

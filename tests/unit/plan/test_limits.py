@@ -33,7 +33,7 @@ ROLES = {"eos_token": "</s>", "pad_token": "<pad>"}
 
 @pytest.fixture
 def planned(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("CFT_RAY_CACHE", str(tmp_path / "cache"))
 
     def plan(*sets, checkpoints=SCRATCH, phase1="en"):
         text = GRID.format(root=tmp_path, checkpoints=checkpoints, phase1=phase1)
