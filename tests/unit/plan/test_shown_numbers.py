@@ -1,5 +1,6 @@
 """What a plan shows in numbers, written out by hand or computed beside it; shapes, places and reasons."""
 
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -10,11 +11,12 @@ from made import Made
 from rich.console import Console
 
 from cft_ray.data.accounts import RowAccount
+from cft_ray.data.toy import generate
 from cft_ray.errors import UserError
 from cft_ray.grid.schema import Grid, load_grid
 from cft_ray.plan.build import build
 from cft_ray.plan.items import located
-from cft_ray.plan.known import checkpoint_shape
+from cft_ray.plan.known import DATASETS, ITEMS, MEMORY_BYTES, PEAK_FLOPS, SHAPES, checkpoint_shape, toy_size
 from cft_ray.plan.show import _memory, _number, show
 from cft_ray.plan.specs import SPECS, Checkpoint
 from cft_ray.plan.stage import Plan, skips
@@ -183,3 +185,43 @@ def test_a_storage_without_a_name_is_refused_and_one_at_home_is_read(repository,
     blank = grid.model_copy(update={"storage": grid.storage.model_copy(update={"uri": "  "})})
     with pytest.raises(UserError):
         list(stored(blank))
+
+
+def test_known_models_have_their_published_number_of_parameters():
+    """As the hub counts them in the models' safetensors files."""
+    published = {"mistralai/Mistral-7B-v0.1": 7_241_732_096, "meta-llama/Meta-Llama-3-8B": 8_030_261_248}
+    for base, parameters in published.items():
+        alike = [SHAPES[name] for name in SHAPES if name.split("/")[0] == base.split("/")[0]]
+        assert {shape.parameters for shape in alike} == {parameters}
+        # 8 key-value heads of 128 numbers in 32 layers: 131,072 bytes a token in bfloat16.
+        assert {2 * shape.layers * shape.kv_heads * shape.head_size * 2 for shape in alike} == {131_072}
+    tied = dataclasses.replace(SHAPES["mistralai/Mistral-7B-v0.1"], tied=True)
+    assert tied.parameters == published["mistralai/Mistral-7B-v0.1"] - 32_000 * 4096
+
+
+def test_known_data_sets_and_benchmarks_have_their_published_sizes():
+    rows = {"tatsu-lab/alpaca": 52_002, "DAMO-NLP-MT/multialpaca": 132_701, "Open-Orca/OpenOrca": 4_233_923}
+    assert {name: size.rows for name, size in DATASETS.items()} == rows
+    items = {"ifeval": 541, "alpaca_eval": 805, "mmlu": 14_042, "hellaswag": 10_042, "xquad": 1190 * 11, "mlqa": 30_655}
+    assert {name: asked[0] for name, asked in ITEMS.items()} == items
+    # Multiple choice asks for no token; IFEval's own task allows 1,280.
+    assert {name: asked[2] for name, asked in ITEMS.items()} == {
+        "ifeval": 1280, "alpaca_eval": 512, "mmlu": 0, "hellaswag": 0, "xquad": 32, "mlqa": 32,
+    }  # fmt: skip
+
+
+def test_devices_have_the_memory_and_the_speed_of_their_data_sheets():
+    sheets = {
+        "A100-40GB": (40, 312), "A100-80GB": (80, 312), "A10G": (24, 70), "L4": (24, 121), "L40S": (48, 362), "H100": (80, 989),
+        "H200": (141, 989), "B200": (180, 2250),
+    }  # fmt: skip
+    assert {name: (MEMORY_BYTES[name] / 1e9, PEAK_FLOPS[name] / 1e12) for name in MEMORY_BYTES} == sheets
+    assert set(PEAK_FLOPS) == set(MEMORY_BYTES)
+
+
+def test_a_toy_data_set_is_measured_on_its_first_rows():
+    first = list(generate("multialpaca", "de", 50))
+    characters = sum(len("".join(row[name] for name in ("system", "instruction", "input", "output"))) for row in first) / 50
+    size = toy_size("multialpaca", ("de", "es"), None)
+    assert (size.rows, size.characters) == (6000, pytest.approx(characters))
+    assert toy_size("multialpaca", ("de",), 7).rows == 7 and toy_size("absent", ("de",), 7).rows is None
