@@ -4,7 +4,7 @@ The tokenizer is a byte-level BPE with Llama 3's split, trained here on the same
 row, encodes question and answer apart, looks for control tokens' spellings and for tokens across the seam, counts, and
 fills arrays. Both use the same number of threads.
 
-    python benchmarks/encoding.py ROWS.parquet
+    python benchmarks/encoding.py [ROWS.parquet]
 """
 
 import argparse
@@ -17,8 +17,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from record import record
+from record import ROOT, record
 
+ALPACA = ROOT.parent / "shared" / "data" / "alpaca" / "train.parquet"
 VOCABULARY = 32_000
 SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 CHAT = (
@@ -32,7 +33,7 @@ SPECIALS = ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|en
 def main() -> None:
     """Measure, print, record."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("rows", type=Path, help="Parquet file with instruction, input, output")
+    parser.add_argument("rows", type=Path, nargs="?", default=ALPACA, help="Parquet file with instruction, input, output")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     options = parser.parse_args()
