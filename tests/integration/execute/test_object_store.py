@@ -4,6 +4,7 @@ import itertools
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from s3double import Cut, Delay, Garble, Refuse
@@ -12,7 +13,10 @@ from cft_ray.artifacts import lease
 from cft_ray.artifacts.lease import LeaseLost, Observer, holders
 from cft_ray.artifacts.manifest import Manifest
 from cft_ray.artifacts.store import ArtifactStore, CorruptArtifact, MissingArtifact
-from cft_ray.plan.specs import DatasetSpec
+from cft_ray.errors import UserError
+from cft_ray.execute.context import local_checkpoint
+from cft_ray.plan.digest import Digests
+from cft_ray.plan.specs import Checkpoint, DatasetSpec
 from cft_ray.plan.stage import Stage
 from cft_ray.storage.root import Storage
 
@@ -165,3 +169,20 @@ def test_a_delayed_write_does_not_bring_a_lost_lease_back(storage, s3, monkeypat
     taken[0].prove()
     taken[0].release()
     held.release()
+
+
+def test_a_model_in_a_bucket_is_brought_once_and_is_what_was_planned(storage, s3):
+    for name in ("config.json", "model.safetensors", "deep/merges.txt"):
+        storage.write("model", *name.split("/"), data=name.encode() * 100)
+    uri = f"{storage.uri}/model"
+    digest = Digests().folder(uri, where="model")
+    folder, kept = local_checkpoint(Checkpoint(path=uri, digest=digest))
+    assert (Path(folder) / "deep" / "merges.txt").read_bytes() == b"deep/merges.txt" * 100
+    s3.asked.clear()
+    assert local_checkpoint(Checkpoint(path=uri, digest=digest))[0] == folder and not s3.asked and kept is not None
+    storage.write("model", "config.json", data=b"another")
+    with pytest.raises(UserError, match="changed"):
+        local_checkpoint(Checkpoint(path=uri, digest="0" * 64))
+    newer, _ = local_checkpoint(Checkpoint(path=uri, digest=Digests().folder(uri, where="model")))
+    assert newer != folder and (Path(newer) / "config.json").read_bytes() == b"another"
+    assert (Path(folder) / "config.json").read_bytes() == b"config.json" * 100
