@@ -61,6 +61,10 @@ class ScratchModel(Settings):
         return self
 
 
+LENGTH = 2048
+"""tokens of a row, unless the grid says otherwise or the model has fewer positions; the study does not say"""
+
+
 class TrainingSettings(Settings):
     """One training. Defaults are Table B1 of the study (arXiv 2410.16006)."""
 
@@ -78,7 +82,12 @@ class TrainingSettings(Settings):
     epsilon: float = Field(default=1e-8, gt=0, le=1)
     max_grad_norm: float | None = Field(default=1.0, gt=0, le=1e9, description="gradient clipping by global norm; none: off")
     precision: Literal["bf16", "fp32"] = Field(default="bf16", description="of forward and backward; master weights are fp32")
-    max_length: int = Field(default=2048, gt=0, le=MOST, description="tokens; what happens to longer rows: `long_rows`")
+    max_length: int | None = Field(
+        default=None,
+        gt=0,
+        le=MOST,
+        description="tokens; none: 2048, or the model's positions if these are fewer; what happens to longer rows: `long_rows`",
+    )
     long_rows: Literal["drop", "truncate", "refuse"] = Field(
         default="drop", description="rows over `max_length`: left out, cut at the end, or an error; always counted"
     )
@@ -94,6 +103,12 @@ class TrainingSettings(Settings):
     checkpoint_every: int | None = not_identity(
         None, "optimizer steps between mid-run checkpoints; none: no mid-run checkpoint", gt=0, le=MOST
     )
+
+    def longest(self, positions: int | None) -> int:
+        """Tokens of the longest row. ``positions``: of the model, as far as they are known; its training knows them."""
+        if self.max_length is not None:
+            return self.max_length
+        return LENGTH if positions is None else min(LENGTH, positions)
 
     @model_validator(mode="before")
     @classmethod

@@ -107,7 +107,8 @@ class _Builder:
         template = self._template(variant.pair.phase2, variant, variant.pair.phase1)
         label = _label(variant, seed if self.several else None)
         places = ((*variant.path, "training"), ("training", "phase2"), ("training",))
-        training = self.fitting.training(variant.phase2, phase1.limits, variant.model, places)
+        training = variant.phase2
+        self.fitting.training(training, phase1.limits, variant.model, places)
         mine = self._strategy_stages(variant, training, seed, base, phase1, data)
         settings = variant.settings
         if not any(stage.kind == "replay" for stage in mine.values()):  # then how replay is sampled is nothing to it
@@ -178,7 +179,8 @@ class _Builder:
             template = dataset.template or source.template or self.grid.template
             limits = start.limits if start is not None else self.fitting.limits(variant.model, name)
             places = (("models", variant.model, name, "train", "training"), ("training",))
-            training = self.fitting.training(variant.given[name], limits, variant.model, places)
+            training = variant.given[name]
+            self.fitting.training(training, limits, variant.model, places)
             resources = self._training_resources(variant.model, name, training.batch_size)
             data = self._dataset(source.train.data)
             stage = self._finetune(training, template, start, source.scratch, data, label, resources=resources)
@@ -209,8 +211,8 @@ class _Builder:
             template = self._template(name, variant, "base")
             label = f"{variant.model} {name}" + (f" seed {seed}" if self.several else "")
             places = (("training", "phase1"), ("training",))
-            training = self.fitting.training(variant.tuning, base.limits, variant.model, places)
-            stage = self._finetune(training, template, base, None, self._dataset(name), label, seed=seed)
+            self.fitting.training(variant.tuning, base.limits, variant.model, places)
+            stage = self._finetune(variant.tuning, template, base, None, self._dataset(name), label, seed=seed)
             self.tuned[key] = Model(ModelSource(stage=stage), template, label, base.limits)
         return self.tuned[key]
 

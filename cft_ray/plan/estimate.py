@@ -206,11 +206,11 @@ class Estimator:
 
     def _row_tokens(self, size: Size, spec: FinetuneSpec, shape: Shape | None) -> float | None:
         if size.tokens is not None:
-            return min(size.tokens, spec.training.max_length)
+            return min(size.tokens, spec.training.longest(None))
         if size.characters is None:
             return None
         characters = size.characters + _TEMPLATE_CHARACTERS[spec.template.name]
-        return min(characters / self._characters_per_token(shape), spec.training.max_length)
+        return min(characters / self._characters_per_token(shape), spec.training.longest(None))
 
     def _priced(self, estimate: Estimate, resources: Resources) -> Estimate:
         peak = PEAK_FLOPS.get(self.cluster.device or "")

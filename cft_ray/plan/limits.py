@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from cft_ray.data.paths import is_uri, local_path
 from cft_ray.grid.schema import Grid
 from cft_ray.grid.sections import CheckpointSource
-from cft_ray.grid.settings import TrainingSettings
+from cft_ray.grid.settings import LENGTH, TrainingSettings
 from cft_ray.models.limits import Limits, Read, check_end, check_length, check_vocabulary, in_folder, limits_of, positions_in
 
 if TYPE_CHECKING:
@@ -45,7 +45,6 @@ class Fitting:
         self.notes: dict[str, None] = {}
         """what is done otherwise than the grid's defaults say"""
         self._read: dict[tuple[str, str], Limits] = {}
-        self._capped: dict[tuple[int, int], tuple[TrainingSettings, TrainingSettings]] = {}
 
     def limits(self, model: str, name: str) -> Limits:
         """Of a checkpoint that is not trained from another one; what is not known is not limited.
@@ -57,36 +56,31 @@ class Fitting:
             self._read[model, name] = self._limits(model, name)
         return self._read[model, name]
 
-    def training(self, training: TrainingSettings, limits: Limits, model: str, given: Sequence[Path]) -> TrainingSettings:
-        """A training as its model allows it: rows no longer than the model where the grid does not say how long.
+    def training(self, training: TrainingSettings, limits: Limits, model: str, given: Sequence[Path]) -> None:
+        """Whether the rows of a training can be as long as the grid says; a note where the model shortens the default.
 
         Args:
-            training: as the grid has it.
+            training: as the grid has it. It stays as it is, so that its fingerprint is the same whether the model's files
+                can be read here or not.
             limits: of the model.
             model: what messages call it.
             given: where the grid may give settings of this training, the nearest first.
 
-        Returns:
-            the same, or the same object for all equal ones.
-
         Raises:
             UserError: the grid says a length that the model does not have.
         """
-        if limits.positions is None or training.max_length <= limits.positions:
-            return training
-        if "max_length" in training.model_fields_set:
+        if limits.positions is None:
+            return
+        if training.max_length is not None:
             source = self.grid.source
             places = [(*path, "max_length") for path in given]
             place = next((path for path in places if source.gives(path)), places[-1])
             check_length(limits, training.max_length, where=source.where(place), model=model)
-        key = (id(training), limits.positions)
-        if key not in self._capped:  # the original is kept, so that its id stays its own
-            self._capped[key] = training, training.model_copy(update={"max_length": limits.positions})
-        self.notes[
-            f"training.max_length is not set: {limits.positions} tokens, the positions of {model}, "
-            f"instead of the default of {training.max_length}"
-        ] = None
-        return self._capped[key][1]
+        elif limits.positions < LENGTH:
+            self.notes[
+                f"training.max_length is not set: {limits.positions} tokens, the positions of {model}, "
+                f"instead of the default of {LENGTH}"
+            ] = None
 
     def _limits(self, model: str, name: str) -> Limits:
         checkpoint = self.grid.models[model][name]

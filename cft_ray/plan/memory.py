@@ -52,7 +52,7 @@ def training_memory(shape: Shape, training: TrainingSettings, workers: int) -> T
     share = shape.parameters / workers
     on_device = training.offload == "none"
     weights = 0.0 if training.offload == "all" else width * share
-    tokens = max(training.micro_batch_tokens, training.packing or training.max_length)
+    tokens = max(training.micro_batch_tokens, training.packing or training.longest(None))
     # Kept for the backward pass: block input, both norms' outputs, queries, attention's output, the MLP's residual
     # input; keys and values; gate, up, the gate's activation and the product.
     block = (

@@ -48,7 +48,7 @@ class Contract:
             UserError: the first thing that does not fit.
         """
         found = limits.limits_of(limits.in_folder(self.folder))
-        limits.check_length(found, self.settings.max_length, where=self.folder)
+        limits.check_length(found, self.settings.longest(found.positions), where=self.folder)
         limits.check_vocabulary(found, where=self.folder)
         limits.check_end(found, where=self.folder)
         highest = _highest(examples.tokens)

@@ -139,6 +139,7 @@ def encode(
     settings: TrainingSettings,
     *,
     where: str,
+    positions: int | None = None,
     unanswered: bool = False,
 ) -> Examples:
     """Encode canonical rows.
@@ -149,12 +150,14 @@ def encode(
         tokenizer: a fast tokenizer with an end-of-sequence token.
         settings: ``max_length``, ``long_rows``, ``train_on_prompt`` are obeyed.
         where: the rows' source, for messages.
+        positions: of the model, which bound ``max_length`` where it is not given; None: not known.
         unanswered: rows without an answer are kept; their end is what is answered.
 
     Raises:
         UserError: no row is left; a row is too long and ``long_rows`` is "refuse"; the tokenizer lacks what is needed.
     """
     encoder = Encoder(tokenizer, template)
+    longest = settings.longest(positions)
     kept: list[np.ndarray] = []
     masks: list[np.ndarray] = []
     places: list[int] = []
@@ -177,11 +180,11 @@ def encode(
             if settings.train_on_prompt:
                 mask[:] = True
             mask[:1] = False
-            if len(ids) > settings.max_length:
+            if len(ids) > longest:
                 tally["too_long"] += 1
                 if settings.long_rows == "drop":
                     continue
-                ids, mask = ids[: settings.max_length], mask[: settings.max_length]
+                ids, mask = ids[:longest], mask[:longest]
             if row.prompt >= len(ids) or not mask.any():
                 tally["without_target"] += 1
                 continue
@@ -199,7 +202,7 @@ def encode(
     too_long = tally["too_long"]
     if too_long and settings.long_rows == "refuse":
         raise UserError(
-            f"{too_long} of {rows.num_rows} rows are longer than {settings.max_length} tokens",
+            f"{too_long} of {rows.num_rows} rows are longer than {longest} tokens",
             where=f"{where}: training.max_length",
             fix="raise max_length, or set long_rows to drop or truncate",
         )

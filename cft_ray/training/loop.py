@@ -26,6 +26,7 @@ from cft_ray.data.encoding import Encoder
 from cft_ray.errors import StageFailed, UserError
 from cft_ray.metrics.schemas import table_of
 from cft_ray.models.card import card
+from cft_ray.models.limits import in_folder, positions_in
 from cft_ray.strategies.base import Strategy
 from cft_ray.training import engine, export, group, hardware, loggers
 from cft_ray.training.checkpoint import Checkpoints, Progress
@@ -225,12 +226,13 @@ class _Pace:
 def _examples(job: Job, tokenizer: PreTrainedTokenizerBase) -> Examples:
     """Encoded rows: one rank of each machine encodes, the others map what it wrote."""
     folder = Path(job.scratch) / "examples"
+    positions = positions_in(in_folder(job.model))
     problem: UserError | StageFailed | None = None
     if group.is_first_of_machine():
         try:
             shutil.rmtree(folder, ignore_errors=True)
-            examples = encode(pq.read_table(job.rows), job.template, tokenizer, job.training, where=job.rows)
-            _refuse_lost(job, examples.counts.account(job.training).checked(job.label))
+            examples = encode(pq.read_table(job.rows), job.template, tokenizer, job.training, where=job.rows, positions=positions)
+            _refuse_lost(job, examples.counts.account(job.training).checked(job.label), job.training.longest(positions))
             examples.save(folder)
         except (UserError, StageFailed) as error:
             problem = error
@@ -255,13 +257,13 @@ def _listeners(job: Job, rank: int) -> list[loggers.StepLogger]:
     return built
 
 
-def _refuse_lost(job: Job, account: RowAccount) -> None:
+def _refuse_lost(job: Job, account: RowAccount, longest: int) -> None:
     setting = f"datasets.{job.data}.allow_left_out" if job.data else "allow_left_out"
     refuse_lost(
         account,
         job.allow_left_out,
         what=job.label,
-        where=f"training.max_length {job.training.max_length}",
+        where=f"training.max_length {longest}",
         setting=setting,
         fix="raise training.max_length, set training.long_rows to truncate",
     )

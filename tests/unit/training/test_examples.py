@@ -21,8 +21,8 @@ def table(*pairs):
     )
 
 
-def encoded(*pairs, template=PLAIN, **training):
-    return encode(table(*pairs), template, TOKENIZER, TrainingSettings(**training), where="test")
+def encoded(*pairs, template=PLAIN, positions: int | None = None, **training):
+    return encode(table(*pairs), template, TOKENIZER, TrainingSettings(**training), where="test", positions=positions)
 
 
 def test_prompt_is_no_target_and_the_end_is():
@@ -58,6 +58,7 @@ def test_long_rows_are_dropped_truncated_or_refused_and_counted():
     dropped = encoded(*rows, max_length=20)
     assert len(dropped) == 1 and (dropped.counts.rows, dropped.counts.used, dropped.counts.too_long) == (3, 1, 2)
     assert encoded(*reversed(rows), max_length=20).places.tolist() == [2]
+    assert encoded(*rows, positions=20).places.tolist() == dropped.places.tolist(), "the default keeps to the model"
     cut = encoded(*rows, max_length=20, long_rows="truncate")
     assert cut.lengths.tolist() == [6, 20]  # the third has no answer left
     assert (cut.counts.used, cut.counts.too_long, cut.counts.without_target) == (2, 2, 1)
