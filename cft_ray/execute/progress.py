@@ -6,6 +6,7 @@ Values may be lost, work may not: nothing waits for the board.
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -43,9 +44,14 @@ STYLES = {
 class _BoardActor:
     def __init__(self) -> None:
         self._values: dict[str, dict[str, Any]] = {}
+        self._beats: Counter[str] = Counter()
 
-    def tell(self, fingerprint: str, values: dict[str, Any]) -> None:
+    def tell(self, fingerprint: str, values: dict[str, Any], beat: bool) -> None:
         self._values.setdefault(fingerprint, {}).update(values)
+        self._beats[fingerprint] += beat
+
+    def beats(self, fingerprint: str) -> int:
+        return self._beats[fingerprint]
 
     def look(self, running: list[str]) -> dict[str, dict[str, Any]]:
         """Values of the running stages; what is told of others is forgotten."""
@@ -58,23 +64,35 @@ class Board:
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
-        self._told: dict[str, float] = {}
+        self._told: dict[tuple[str, bool], float] = {}
 
     @classmethod
     def start(cls) -> "Board":
         """A board that lives as long as this driver."""
         return cls(ray.remote(_BoardActor).options(num_cpus=0, max_restarts=-1).remote())
 
-    def tell(self, fingerprint: str, values: dict[str, Any]) -> None:
+    def tell(self, fingerprint: str, values: dict[str, Any], *, beat: bool = False) -> None:
         """Leave values (any of done, total, unit, loss, tokens_per_second, note); returns at once.
 
         Values that come too soon after the last ones are dropped, unless they are the final ones (done = total).
+
+        Args:
+            fingerprint: of the stage.
+            values: see above.
+            beat: its work has gone on (`cft_ray.execute.watch`).
         """
         now = time.monotonic()
         final = values.get("done") is not None and values.get("done") == values.get("total")
-        if final or now - self._told.get(fingerprint, -TELL_SECONDS) >= TELL_SECONDS:
-            self._told[fingerprint] = now
-            self._actor.tell.remote(fingerprint, values)
+        if final or now - self._told.get((fingerprint, beat), -TELL_SECONDS) >= TELL_SECONDS:
+            self._told[fingerprint, beat] = now
+            self._actor.tell.remote(fingerprint, values, beat)
+
+    def beats(self, fingerprint: str) -> int | None:
+        """How often a stage's work has beaten so far; None if the board does not answer in time."""
+        try:
+            return ray.get(self._actor.beats.remote(fingerprint), timeout=5)
+        except RayError:
+            return None
 
     def look(self, running: list[str]) -> dict[str, dict[str, Any]]:
         """Values of the running stages; empty if the board does not answer in time."""

@@ -10,18 +10,21 @@ import signal
 import tempfile
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 from ray import tune
+from ray.exceptions import RayError
 from rich.console import Console
 
 from cft_ray.artifacts.lease import check_locks, release_run
 from cft_ray.artifacts.manifest import Manifest
 from cft_ray.artifacts.store import ArtifactStore, CorruptArtifact, MissingArtifact
+from cft_ray.errors import UserError, without_secrets
+from cft_ray.execute.attempt import cause
 from cft_ray.execute.cluster import OBJECT_STORE, capacity, connected
 from cft_ray.execute.hosts import Hosts
 from cft_ray.execute.progress import Board, Display
@@ -35,10 +38,8 @@ from cft_ray.grid.loggers import Logger
 from cft_ray.metrics.accounts import accounts, lines
 from cft_ray.metrics.reporter import Reporter, start_reporter
 from cft_ray.plan.stage import Plan, skips
+from cft_ray.stages.deaths import PREEMPTIONS
 from cft_ray.storage.root import Storage
-
-RETRIES = 2
-"""further tries of a stage whose process or node died"""
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ class Outcome:
     cells: int
     cells_complete: int
     interrupted: bool
+    unsent: str | None = None
+    """why rows of artifacts did not reach the tables, if so"""
 
     @property
     def failed(self) -> list[StageOutcome]:
@@ -72,11 +75,17 @@ class Outcome:
         return [stage for stage in self.stages.values() if stage.status == "failed"]
 
     @property
+    def complete(self) -> bool:
+        """Whether all is there: every artifact that is not left out for want of what the grid lacks, and its rows."""
+        there = all(stage.status in ("done", "cached") or stage.skip is not None for stage in self.stages.values())
+        return there and self.cells_complete == self.cells and self.unsent is None
+
+    @property
     def exit_code(self) -> int:
-        """0: all there; 1: a stage failed; 130: interrupted."""
+        """0: all there; 1: something is missing; 130: interrupted."""
         if self.interrupted:
             return 130
-        return 1 if self.failed else 0
+        return 0 if self.complete else 1
 
 
 class Interrupt:
@@ -170,17 +179,36 @@ def run(
             if not schedule.finished and not interrupt.wished:
                 title = f"{plan.grid} → {store.storage.uri}" + (f" · Ray dashboard {dashboard}" if dashboard else "")
                 _experiment(schedule, work, Hosts(name), reporter, interrupt, console, title)
-            reporter.finish()
+            unsent = _send_rest(reporter, store, plan, schedule)
         release_run(store.storage, schedule.running, name)  # of stages that were stopped; their processes are gone now
-    outcome = _outcome(plan, schedule, store, interrupt.wished)
+    outcome = _outcome(plan, schedule, store, interrupt.wished, unsent)
     read = accounts(store.storage)
     for text in lines((f"{stage.kind} {stage.label or key[:12]}", read.get(key)) for key, stage in outcome.stages.items()):
         console.print(text, markup=False, highlight=False, soft_wrap=True)
     for text in skips(stage.skip for stage in outcome.stages.values() if stage.status == "skipped"):
         console.print(text, markup=False, highlight=False, soft_wrap=True)
+    if unsent is not None:
+        text = f"rows of finished stages did not reach the tables: {unsent}. The same command sends them."
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
     if outcome.interrupted:
         console.print("Stopped. Finished stages are kept: the same command continues.")
     return outcome
+
+
+def _send_rest(reporter: Reporter, store: ArtifactStore, plan: Plan, schedule: Schedule) -> str | None:
+    """Send the rows that finished stages could not, and end the tables' writing; what failed, in words."""
+    done = [(plan.stages[key].kind, key) for key, state in schedule.states.items() if state == State.DONE]
+    problem = None
+    for work in (lambda: send_missing(reporter, store, _made(store, done), plan.grid), reporter.finish):
+        try:
+            work()
+        except (UserError, CorruptArtifact, RayError) as error:
+            problem = problem or next(iter(without_secrets(str(cause(error))).splitlines()), type(error).__name__)
+    return problem
+
+
+def _made(store: ArtifactStore, names: Iterable[tuple[str, str]]) -> list[Manifest]:
+    return [manifest for name in names if (manifest := store.manifest(*name)) is not None]
 
 
 def rebuild_tables(storage_uri: str, grid: str = "", *, address: str | None = None, console: Console | None = None) -> int:
@@ -258,7 +286,7 @@ def _experiment(
                 callbacks=[Starts(searcher)],
                 num_samples=-1,
                 reuse_actors=True,
-                max_failures=RETRIES,
+                max_failures=PREEMPTIONS,  # of the trials' own light actors; the stages' are counted in `watch`
                 raise_on_failed_trial=False,
                 stop=_StopWhenWished(interrupt),
                 storage_path=folder,
@@ -276,20 +304,28 @@ def _trial_name(trial: object) -> str:
     return str(getattr(trial, "trial_id", "stage"))
 
 
-def _outcome(plan: Plan, schedule: Schedule, store: ArtifactStore, interrupted: bool) -> Outcome:
+def _outcome(plan: Plan, schedule: Schedule, store: ArtifactStore, interrupted: bool, unsent: str | None) -> Outcome:
+    present = store.present((stage.kind, key) for key, stage in plan.stages.items())
+    gone = "its artifact is no longer in the storage"
     ended = (State.DONE, State.CACHED, State.FAILED, State.SKIPPED)
 
     def status(key: str) -> str:
-        if (state := schedule.states[key]) in ended:
+        state, there = schedule.states[key], (plan.stages[key].kind, key) in present
+        if state in (State.DONE, State.CACHED) and not there:
+            return "failed"
+        if state in ended:
             return str(state)
         # stopped; it may have been past its end, with only the word of it under way
-        return "done" if state == State.RUNNING and store.exists(plan.stages[key].kind, key) else "interrupted"
+        return "done" if state == State.RUNNING and there else "interrupted"
 
     stages = {
-        key: StageOutcome(key, stage.kind, stage.label, status(key), schedule.errors.get(key), stage.skip)
+        key: StageOutcome(
+            key, stage.kind, stage.label, word, schedule.errors.get(key, gone if word == "failed" else None), stage.skip
+        )
         for key, stage in plan.stages.items()
+        for word in [status(key)]
     }
     there = {key for key, stage in stages.items() if stage.status in ("done", "cached") or stage.skip is not None}
     complete = sum(there.issuperset(cell.roles.values()) for cell in plan.cells)
     unfinished = any(stage.status == "interrupted" for stage in stages.values())
-    return Outcome(stages, len(plan.cells), complete, interrupted and unfinished)
+    return Outcome(stages, len(plan.cells), complete, interrupted and unfinished, unsent)

@@ -17,7 +17,7 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
-from cft_ray.execute.attempt import cause, describe, is_death
+from cft_ray.execute.attempt import lost
 from cft_ray.execute.hosts import Hosts
 from cft_ray.execute.schedule import Schedule
 from cft_ray.execute.work import Work
@@ -123,8 +123,4 @@ def _lost(trial: Trial | None) -> str:
     raised = trial.get_pickled_error() if trial is not None else None
     if raised is None:
         return "its process ended without a result, on every attempt (killed, out of memory?)"
-    error = cause(raised)
-    if not is_death(error):
-        return describe(error)
-    reason = next(iter(str(error).strip().splitlines()), "")
-    return f"its process ended without a result, on every attempt (killed, out of memory?). {type(error).__name__}: {reason}"
+    return lost(raised)

@@ -12,6 +12,8 @@ from ray import tune
 
 from cft_ray.execute.attempt import run_stage
 from cft_ray.execute.progress import Board
+from cft_ray.execute.watch import persistently
+from cft_ray.execute.work import Work
 from cft_ray.metrics.reporter import Reporter
 
 # Made once: to Ray each new remote function is another sort of task, which gets a process of its own while the last one's
@@ -22,4 +24,5 @@ _RUN_STAGE = ray.remote(run_stage)
 def trial(config: dict[str, Any], reporter: Reporter, board: Board) -> None:
     """The trainable: one stage (`cft_ray.execute.work.Work`, encoded); its result is the trial's only report."""
     task = _RUN_STAGE.options(num_cpus=0, max_retries=0, scheduling_strategy="DEFAULT", name="stage")
-    tune.report(ray.get(task.remote(config["work"], reporter, board)))
+    work = Work.decode(config["work"])
+    tune.report(persistently(lambda: task.remote(config["work"], reporter, board), work, reporter, board))

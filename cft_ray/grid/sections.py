@@ -88,6 +88,15 @@ class StageResources(Settings):
     workers: int = Field(default=1, gt=0, le=MOST_WORKERS, description="processes; a training's batch is split over them")
     cpus: float = Field(default=1.0, ge=0.001, le=10_000, description="CPUs of each worker")
     gpus: float = Field(default=0.0, ge=0, le=1_000, description="GPUs of each worker; a whole number, or a share of one")
+    hours: float | None = Field(
+        default=None,
+        gt=0,
+        le=10_000,
+        description="most that its work may take, then it fails; none: 20 times its estimate, and 24 at least",
+    )
+    still_minutes: float = Field(
+        default=60.0, gt=0, le=1e6, description="without progress after which it is killed and tried again, twice"
+    )
 
     @model_validator(mode="after")
     def _whole_devices(self) -> "StageResources":

@@ -73,8 +73,7 @@ class _Builder:
         self.estimator = Estimator(grid)
         given = grid.resources
         self.resources: dict[str, Resources] = {
-            kind: Resources(given[kind].workers, given[kind].cpus, given[kind].gpus) if kind in given else Resources()
-            for kind in SPECS
+            kind: Resources(**given[kind].model_dump()) if kind in given else Resources() for kind in SPECS
         }
         self.benchmarks = chosen_benchmarks(grid)
         self.several = len(grid.seeds) > 1
@@ -200,7 +199,7 @@ class _Builder:
                 where=self.grid.source.where(("models", model, name, "train", "resources")),
                 fix="a number of workers that divides it",
             )
-        return Resources(given.workers, given.cpus, given.gpus)
+        return Resources(**given.model_dump())
 
     def _tuned(self, variant: Variant, seed: int, base: Model, name: str) -> Model:
         """The base tuned on a data set, as in Phase 1; or the checkpoint of that name, which is tuned already."""

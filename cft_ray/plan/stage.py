@@ -19,6 +19,10 @@ class Resources:
     """logical CPUs per worker"""
     gpus: float = 0.0
     """GPUs per worker"""
+    hours: float | None = None
+    """most that an attempt's work may take; None: by its estimate (`cft_ray.execute.watch`)"""
+    still_minutes: float = 60.0
+    """without progress after which an attempt is killed"""
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,7 @@ def _worker(told: dict[str, Any]) -> tuple[dict[str, Any], bool]:
 
     context: StageContext = told["context"]
     with group.joined():
+        context.progress()  # the group has its machines, and begins
         problem: Exception | None = None
         if group.is_first_of_machine():  # fetches into this machine's cache; the other ranks find it there
             try:
@@ -230,11 +231,18 @@ class _LiveSteps:
         """Send what is left."""
         self._closing.set()
         self._thread.join()
-        self._send()
+        self._try()
 
     def _run(self) -> None:
         while not self._closing.wait(REPORT_SECONDS):
+            self._try()
+
+    def _try(self) -> None:
+        """Send; the artifact holds the rows as well, so no training fails for want of a reporter."""
+        try:
             self._send()
+        except Exception as error:  # noqa: BLE001 - of whatever is between here and the tables
+            logging.getLogger(__name__).warning("steps of %s were not sent: %s", self._context.stage.label, error)
 
     def _send(self) -> None:
         rows = [self._waiting.get() for _ in range(self._waiting.qsize())]

@@ -23,6 +23,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from cft_ray.errors import StageFailed, UserError
 from cft_ray.plan.stage import Resources
+from cft_ray.stages.deaths import PREEMPTIONS, is_preemption
 
 RESTARTS = 2
 """times that a group is started again because a worker died"""
@@ -45,9 +46,10 @@ def run(work: Callable[[dict[str, Any]], Any], told: dict[str, Any], needs: Reso
 
     Raises:
         Exception: what a worker raised, as it was. It is not tried again, and ends the group.
-        StageFailed: workers died more than `RESTARTS` times.
+        StageFailed: workers died more than `RESTARTS` times, or with their nodes more than `PREEMPTIONS` times.
     """
-    for start in range(RESTARTS + 1):
+    deaths = preemptions = 0
+    while True:
         trainer = DataParallelTrainer(
             work,
             train_loop_config=told,
@@ -59,7 +61,9 @@ def run(work: Callable[[dict[str, Any]], Any], told: dict[str, Any], needs: Reso
             ),
             # Ray Train would continue a run of the same name; ours are continued by our own checkpoints. It would also start
             # a group again whatever its workers raised.
-            run_config=RunConfig(name=f"{name}-{start}", storage_path=storage, failure_config=FailureConfig(max_failures=0)),
+            run_config=RunConfig(
+                name=f"{name}-{deaths + preemptions}", storage_path=storage, failure_config=FailureConfig(max_failures=0)
+            ),
         )
         try:
             return trainer.fit().return_value
@@ -67,9 +71,18 @@ def run(work: Callable[[dict[str, Any]], Any], told: dict[str, Any], needs: Reso
             raised = _raised(error)
             if raised is not None:
                 raise raised from None
-            if start == RESTARTS:
-                raise StageFailed(f"training workers failed {start + 1} times; the last time: {error}") from error
-    raise AssertionError
+            if _lost_node(error):
+                preemptions += 1
+            else:
+                deaths += 1
+            if deaths > RESTARTS or preemptions > PREEMPTIONS:
+                times = f"{deaths} times, and {preemptions} nodes were lost"
+                raise StageFailed(f"training workers failed {times}; the last time: {error}") from error
+
+
+def _lost_node(error: TrainingFailedError) -> bool:
+    """Whether a node went with the workers on it: a spot machine that was taken back, no fault of the training."""
+    return isinstance(error, WorkerGroupError) and any(is_preemption(each) for each in error.worker_failures.values())
 
 
 def _raised(error: TrainingFailedError) -> Exception | None:

@@ -57,10 +57,12 @@ def stream(work: Callable[[StageContext], Iterator[T]], context: StageContext, *
 
 
 def _run(work: Callable[[StageContext], T], context: StageContext) -> T:
+    context.progress()  # the work has its CPUs and GPUs, and begins
     return work(context)
 
 
 def _stream(work: Callable[[StageContext], Iterator[T]], context: StageContext) -> Iterator[T]:
+    context.progress()
     yield from work(context)
 
 

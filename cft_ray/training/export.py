@@ -55,7 +55,8 @@ def write(
         shard_bytes: of a file.
 
     Raises:
-        StageFailed: a file does not hold what was written into it, or the check fails; every rank raises.
+        StageFailed: a weight is infinite or no number, a file does not hold what was written into it, or the check fails;
+            every rank raises.
     """
     leader = distributed.get_rank() == 0
     partial = folder.with_name(f".{folder.name}.partial")
@@ -66,18 +67,21 @@ def write(
     homes: dict[str, str] = {}
     shard: dict[str, torch.Tensor] = {}
     size = total = 0
+    endless: list[str] = []
     for name, tensor in _as_filed(weights, model, leader):
         if shard and size + tensor.nbytes > shard_bytes:
             _flush(partial, shard, homes)
             shard, size = {}, 0
         shard[name] = tensor
         digests[name] = _digest(tensor)
+        if not torch.isfinite(tensor).all():
+            endless.append(name)
         size, total = size + tensor.nbytes, total + tensor.nbytes
     problem: list[str | None] = [None]
     if leader:
         _flush(partial, shard, homes)
         _finish(partial, homes, total)
-        problem = [_compare(partial, digests) or check(partial)]
+        problem = [_not_numbers(endless) or _compare(partial, digests) or check(partial)]
     distributed.broadcast_object_list(problem, src=0)
     if problem[0]:
         if leader:
@@ -86,6 +90,12 @@ def write(
     if leader:
         shutil.rmtree(folder, ignore_errors=True)
         partial.replace(folder)
+
+
+def _not_numbers(names: list[str]) -> str | None:
+    if not names:
+        return None
+    return f"the trained weights are no numbers: {', '.join(names[:5])} and {len(names)} in all; lower training.learning_rate"
 
 
 def _as_filed(

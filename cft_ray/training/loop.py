@@ -176,6 +176,8 @@ def _step(
     if not math.isfinite(value := float(total)):
         raise StageFailed(f"the loss of step {step + 1} is {value}: lower training.learning_rate, or look at the rows")
     norm = deep.step(lr)
+    if not math.isfinite(norm):  # so are the weights now
+        raise StageFailed(f"the gradients of step {step + 1} are no numbers: lower training.learning_rate, or look at the rows")
     tokens = sum(lengths)
     return {
         "step": step + 1,

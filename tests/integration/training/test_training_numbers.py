@@ -265,6 +265,16 @@ def test_a_loss_that_is_not_finite_ends_the_training(world):
     assert not (Path(made.output) / "model").exists()
 
 
+@pytest.mark.parametrize("what", ["Gradients", "Weights"])
+def test_what_is_no_number_after_the_last_step_is_not_published(world, what):
+    """The loss of the only step is finite: nothing but the gradients, or the weights themselves, tells."""
+    strategy = StrategyRef(use=f"not_numbers_strategies:Endless{what}", version=1)
+    made = job(world, f"endless {what}", strategy=strategy, steps=1, warmup_steps=0)
+    with pytest.raises(StageFailed, match=f"{what.lower()} .*no numbers"):
+        train(made)
+    assert not (Path(made.output) / "model").exists()
+
+
 def test_packs_are_trained_on_as_separate_samples(world):
     made = job(world, "packed", packing=200, batch_size=2)
     summary = train(made)

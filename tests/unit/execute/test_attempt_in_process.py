@@ -53,7 +53,7 @@ class Told:
     def __init__(self) -> None:
         self.values: list[dict[str, Any]] = []
 
-    def tell(self, fingerprint: str, values: dict[str, Any]) -> None:
+    def tell(self, fingerprint: str, values: dict[str, Any], *, beat: bool = False) -> None:
         self.values.append(values)
 
 

@@ -25,9 +25,9 @@ class Local:
     def tell(self) -> Any:
         return self
 
-    def remote(self, fingerprint: str, values: dict[str, Any]) -> None:
+    def remote(self, fingerprint: str, values: dict[str, Any], beat: bool) -> None:
         self.told += 1
-        self.board.tell(fingerprint, values)
+        self.board.tell(fingerprint, values, beat)
 
 
 class Look(Board):
@@ -242,3 +242,15 @@ def test_it_begins_with_its_title_and_ends_with_the_picture(terminal, monkeypatc
     assert text.count("study [x]") == (1 if not terminal else text.count("study [x]"))
     assert ("running: dataset" in text) != terminal
     assert ("2 of 2" in text) == terminal
+
+
+def test_a_beat_is_counted_apart_from_what_is_told_beside_it():
+    board = Look(Local())
+    board.tell("a", {"note": "another run works on it"})
+    board.tell("a", {"done": 1, "total": 4}, beat=True)  # at once, and yet not dropped
+    board.tell("a", {"note": "another run works on it"})
+    assert board._actor.board.beats("a") == 1 and board.look(["a"])["a"] == {
+        "note": "another run works on it",
+        "done": 1,
+        "total": 4,
+    }
