@@ -10,7 +10,7 @@ from typing import Any
 import ray
 from ray import tune
 
-from cft_ray.execute.attempt import run_stage
+from cft_ray.execute.attempt import lost, run_stage
 from cft_ray.execute.progress import Board
 from cft_ray.execute.watch import persistently
 from cft_ray.execute.work import Work
@@ -24,5 +24,9 @@ _RUN_STAGE = ray.remote(run_stage)
 def trial(config: dict[str, Any], reporter: Reporter, board: Board) -> None:
     """The trainable: one stage (`cft_ray.execute.work.Work`, encoded); its result is the trial's only report."""
     task = _RUN_STAGE.options(num_cpus=0, max_retries=0, scheduling_strategy="DEFAULT", name="stage")
-    work = Work.decode(config["work"])
-    tune.report(persistently(lambda: task.remote(config["work"], reporter, board), work, reporter, board))
+    try:
+        work = Work.decode(config["work"])
+        result = persistently(lambda: task.remote(config["work"], reporter, board), work, reporter, board)
+    except Exception as raised:  # would come again in the same way: Tune's own tries are for the loss of this actor
+        result = {"status": "failed", "error": lost(raised)}
+    tune.report(result)
