@@ -27,6 +27,6 @@ def trial(config: dict[str, Any], reporter: Reporter, board: Board) -> None:
     try:
         work = Work.decode(config["work"])
         result = persistently(lambda: task.remote(config["work"], reporter, board), work, reporter, board)
-    except Exception as raised:  # would come again in the same way: Tune's own tries are for the loss of this actor
+    except Exception as raised:  # noqa: BLE001 - would come again in the same way: Tune's own tries are for the loss of this actor
         result = {"status": "failed", "error": lost(raised)}
     tune.report(result)
