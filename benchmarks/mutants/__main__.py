@@ -41,6 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m mutants", description=__doc__)
     parser.add_argument("room", help="a folder of cft_ray, e.g. metrics")
     parser.add_argument("--size", type=int, default=60, help="how many changes (default 60)")
+    parser.add_argument("--minutes", type=float, default=10, help="begin no further change after this time (default 10)")
     parser.add_argument("--seed", type=int, default=0, help="which changes are drawn (default 0)")
     parser.add_argument("--tests", nargs="+", help="folders of tests, where the room's own are not meant")
     parser.add_argument("--modules", default="*.py", help="only modules of this name, e.g. 'stor*.py'")
@@ -49,7 +50,8 @@ def main() -> None:
     with copy_of(ROOT) as tree:
         folders = [f"tests/unit/{options.room}", f"tests/integration/{options.room}"]
         tests = options.tests or [folder for folder in folders if (tree / folder).is_dir()]
-        found = trial(tree, options.room, tests, options.modules, options.size, options.seed)
+        ends = begun + 60 * options.minutes
+        found = trial(tree, options.room, tests, options.modules, options.size, options.seed, ends)
     found |= {"commit": commit(), "seed": options.seed, "tests": tests, "seconds": round(time.monotonic() - begun)}
     rooms = _rooms() | {options.room: found}
     record("mutants", "make mutants ROOM=" + options.room, {"rooms": dict(sorted(rooms.items()))})
@@ -57,8 +59,8 @@ def main() -> None:
     print(f"{options.room}: {found['noticed']} of {found['tried']} noticed ({share:.0%}), in {found['seconds']} s")
 
 
-def trial(tree: Path, room: str, tests: list[str], modules: str, size: int, seed: int) -> dict[str, Any]:
-    """Try a sample of a room's changes; what was noticed and what was not, as it is kept."""
+def trial(tree: Path, room: str, tests: list[str], modules: str, size: int, seed: int, ends: float) -> dict[str, Any]:
+    """Try a sample of a room's changes until the time is up; what was noticed and what was not, as it is kept."""
     package = tree / "cft_ray" / room
     left_out, reason = LEFT_OUT.get(room, ([], ""))
     drawn = sample(package, modules, left_out, tree, size, seed)
@@ -69,7 +71,12 @@ def trial(tree: Path, room: str, tests: list[str], modules: str, size: int, seed
         (e["file"], e["line"], e["change"]): e["reason"] for e in yaml.safe_load(EQUIVALENT.read_text(encoding="utf-8")) or ()
     }
     survivors, equivalent = [], []
+    done = 0
     for number, change in enumerate(drawn, 1):
+        if time.monotonic() > ends:
+            print(f"the time is up after {done} of {len(drawn)} changes")
+            break
+        done = number
         before, after = _shown(tree, change)
         where = {"file": change.path, "line": before, "change": after}
         known_reason = reasons.get((change.path, before, after))
@@ -82,9 +89,9 @@ def trial(tree: Path, room: str, tests: list[str], modules: str, size: int, seed
             if by is None:
                 survivors.append({"at": f"{change.path}:{change.line}", "operator": change.operator, **where})
         print(f"{number:4}/{len(drawn)} {change.path}:{change.line} {change.operator}: {after}  | {said}", flush=True)
-    tried = len(drawn) - len(equivalent)
+    tried = done - len(equivalent)
     return {
-        "drawn": len(drawn),
+        "drawn": done,
         "tried": tried,
         "noticed": tried - len(survivors),
         "share_noticed": round((tried - len(survivors)) / tried, 4) if tried else None,

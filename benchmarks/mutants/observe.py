@@ -110,10 +110,11 @@ class Order:
 
 def run(root: Path, tests: Sequence[str], plugins: Sequence[Any], *options: str) -> int:
     """Run tests of a tree in this process, which is of no use for anything else afterwards; returns pytest's exit code."""
-    import ray
+    if (root / "cft_ray").is_dir():
+        import ray
 
-    # A test that starts Ray takes many seconds, and half of what it runs is in processes that are not watched.
-    ray.init = lambda *_, **__: pytest.skip("starts Ray")
+        # A test that starts Ray takes many seconds, and half of what it runs is in processes that are not watched.
+        ray.init = lambda *_, **__: pytest.skip("starts Ray")
     os.chdir(root)
     sys.path.insert(0, str(root))
     return int(pytest.main([*OPTIONS, f"--rootdir={root}", *options, *tests], plugins=list(plugins)))

@@ -127,7 +127,6 @@ def test_an_error_of_recording_is_as_much_a_result(storage, tmp_path):
     found = run(storage, made, broken=True)
     assert found["status"] == "failed" and "the storage is full" in found["error"]
     assert Observer(storage, made.fingerprint).claim() is not None  # the lease was given back
-    assert run_stage(Work(made, {}, "nonsense://x", "study", "run").encode(), Direct(storage), Told())["status"] == "failed"  # type: ignore[arg-type]
 
 
 def test_a_damaged_input_is_lost_and_removed(storage, tmp_path):
