@@ -8,7 +8,7 @@ import re
 _OPTIONS = re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s'\"<>?]+)\?[^\s'\"<>)\]]+", re.IGNORECASE)
 """of an address: where a signature stands"""
 _LOGIN = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^\s'\"<>/@]+@", re.IGNORECASE)
-_TOKENS = re.compile(r"(?i)\b(?:bearer\s+|basic\s+(?=[\w+/]{16})|sk-|hf_|gh[pousr]_|AKIA|ASIA|xox[a-z]-)[\w.*+/=~-]{6,}")
+_TOKENS = re.compile(r"\b(?:(?i:bearer\s+|basic\s+(?=[\w+/]{16}))|sk-|hf_|gh[pousr]_|AKIA|ASIA|xox[a-z]-)[\w.*+/=~-]{6,}")
 
 
 def without_secrets(text: str) -> str:

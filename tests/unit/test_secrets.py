@@ -32,6 +32,7 @@ KEY = "k-9fJ2mQ7xLpW4vZ8tRb3N"
         ("Authorization: Bearer abc.def-ghi_jkl", "abc.def", "Authorization"),
         ("Illegal header value b'Bearer sk-proj-1234567890'", "1234567890", "Illegal header value"),
         ("token hf_abcdefghijklmnop is not valid", "abcdefghijklmnop", "is not valid"),
+        ("HF_HUB_OFFLINE forbids it, hf_abcdefghijklmnop or not", "abcdefghijklmnop", "HF_HUB_OFFLINE forbids it"),
         ("key AKIAABCDEFGHIJKLMNOP is unknown", "ABCDEFGHIJKLMNOP", "is unknown"),
     ],
 )
