@@ -133,9 +133,9 @@ def test_what_does_not_pass_is_said_at_once(storage, s3):
     with s3.behaving(lambda _: denied), pytest.raises(StorageError, match="AccessDenied") as raised:
         storage.write("a", data=b"1")
     assert not isinstance(raised.value, Unavailable) and "\n" not in raised.value.what
-    with pytest.raises(StorageError, match="(?i)no ?such ?bucket"):
+    with pytest.raises(StorageError, match=r"(?i)no ?such ?bucket"):
         Storage("s3://no-such-bucket-here/x").check_writable()
-    with pytest.raises(StorageError, match="(?i)no ?such ?bucket"):
+    with pytest.raises(StorageError, match=r"(?i)no ?such ?bucket"):
         Storage("s3://no-such-bucket-here/x").read("runs", "x.json")
     assert time.monotonic() - begun < PATIENCE / 4, "it is not tried again"
 
