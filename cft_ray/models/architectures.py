@@ -72,7 +72,38 @@ _SIZES: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-_OWN: dict[str, dict[str, Any]] = {}
+_LATENT: dict[str, Any] = {"head_dim": 16, "num_key_value_heads": 4, "n_routed_experts": 4, "num_experts_per_tok": 2}
+"""of attention over a compressed cache: heads are as many as queries, and rotary positions have a size of their own"""
+_TURNS = ["sliding_attention", "full_attention"] * 2
+_OWN: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(
+        ("axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "kimi_linear", "minicpm3"),
+        _LATENT,
+    ),
+    "youtu": {"head_dim": 16, "num_key_value_heads": 4},
+    "longcat_flash": {**_LATENT, "expert_ffn_hidden_size": 32, "ffn_hidden_size": 96, "zero_expert_num": 2},
+    "codegen": {"rotary_dim": 16},
+    "gptj": {"rotary_dim": 16},
+    "cohere_compass_text": {"layer_types": _TURNS},
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
+    "falcon_h1": {"mamba_d_ssm": 128, "mamba_n_groups": 1},
+    "gemma3n_text": {
+        "layer_types": _TURNS,
+        "num_kv_shared_layers": 0,
+        "laurel_rank": 8,
+        "hidden_size_per_layer_input": 8,
+        "vocab_size_per_layer_input": 300,
+        "activation_sparsity_pattern": 0.0,
+    },
+    "gemma4_text": {"vocab_size_per_layer_input": 300, "hidden_size_per_layer_input": 8},
+    "gpt_neo": {"attention_types": [[["global", "local"], 2]], "window_size": 6},
+    "helium": {"head_dim": 16},
+    "hunyuan_v1_dense": {"head_dim": 32},
+    "hunyuan_v1_moe": {"head_dim": 32},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2, "num_dense_layers": 1},
+    "mamba2": {"n_groups": 1},
+    "ministral": {"head_dim": 32},
+}
 STANDARD_DEVIATION = 0.15
 LARGEST = 5_000_000
 """parameters of a tiny model"""
@@ -97,11 +128,10 @@ def tiny_config(kind: str, vocabulary: int = VOCABULARY) -> Any:
     default = maker()
     text = default.get_text_config(decoder=True)
     changes = _changes(type(text), text.to_dict(), {"vocab_size": vocabulary, **_OWN.get(kind, {})})
-    if text is default:
-        return maker(**changes)
-    inner = type(text)(**changes)
-    name = next(name for name in default.sub_configs if getattr(default, name) is text)
-    return maker(**{name: inner})
+    name = next((name for name in default.sub_configs if getattr(default, name) is text), None)
+    if name is None:  # a text model, or the decoder of what also has an encoder
+        return maker(**_changes(maker, default.to_dict(), {"vocab_size": vocabulary, **_OWN.get(kind, {})}))
+    return maker(**{name: type(text)(**changes)})
 
 
 def tiny_model(kind: str, seed: int = 0, vocabulary: int = VOCABULARY) -> PreTrainedModel:

@@ -101,6 +101,12 @@ def choose(
     expected = own_losses(causal, rows)
     if not bool(torch.isfinite(expected).all()):
         raise not_finite(where)
+    if _sees_ahead(causal, rows):
+        raise UserError(
+            f"{type(causal).__name__} predicts a token from what comes after it, so it cannot be trained as a language model",
+            where=where,
+            fix="use a model that was made to generate text; is_decoder: true in config.json makes some into such",
+        )
     ways = [Way("free"), Way("padded"), Way("padded", "own")]
     notes: list[str] = []
     for way in ways[padding == "padded" :]:
@@ -136,6 +142,18 @@ def own_losses(causal: PreTrainedModel, rows: Sequence[Row]) -> torch.Tensor:
             found.append(torch.nn.functional.cross_entropy(predicted, row.labels.to(logits.device), reduction="none"))
     causal.train(was)
     return torch.cat(found)
+
+
+def _sees_ahead(causal: PreTrainedModel, rows: Sequence[Row]) -> bool:
+    """Whether the longest row's second half, turned round, changes what its first half is predicted by."""
+    row = max(rows, key=lambda each: len(each.ids))
+    half = len(row.ids) // 2
+    if half < 2:
+        return False
+    turned = torch.cat([row.ids[:half], row.ids[half:].flip(0)])
+    first = [Row(ids, torch.arange(half - 1), row.ids[1:half]) for ids in (row.ids, turned)]
+    before, after = (own_losses(causal, [each]) for each in first)
+    return difference(after, before, causal.dtype) is not None
 
 
 def difference(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> str | None:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,14 @@ def gathered_parameters(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
             yield name, parameter.detach()
 
 
+def stored_buffers(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, tensor) of what is part of a model's files and no parameter: an expert's bias in its router, say."""
+    for owner, module in model.named_modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set:
+                yield f"{owner}.{name}".removeprefix(".").replace(".base_layer.", "."), buffer
+
+
 def write(
     weights: Iterable[tuple[str, torch.Tensor]],
     model: PreTrainedModel,
@@ -47,7 +56,7 @@ def write(
     """Write a model; every rank calls it, rank 0 writes.
 
     Args:
-        weights: names as the Hugging Face model in memory has them, and whole tensors.
+        weights: names as the Hugging Face model in memory has them, and whole tensors; of its parameters.
         model: says how its files name and split them.
         side_files: folder of configuration, generation configuration and tokenizer (`cft_ray.models.saving`).
         folder: appears only when it is complete and what is in it has been compared with what was written.
@@ -68,7 +77,7 @@ def write(
     shard: dict[str, torch.Tensor] = {}
     size = total = 0
     endless: list[str] = []
-    for name, tensor in _as_filed(weights, model, leader):
+    for name, tensor in _as_filed(chain(weights, stored_buffers(model)), model, leader):
         if shard and size + tensor.nbytes > shard_bytes:
             _flush(partial, shard, homes)
             shard, size = {}, 0

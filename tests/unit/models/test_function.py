@@ -5,19 +5,17 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from cft_ray.errors import UserError
 from cft_ray.grid.settings import TrainingSettings
-from cft_ray.models.architectures import VOCABULARY
+from cft_ray.models.architectures import tiny_config
 from cft_ray.models.architectures import tiny_model as make
 from cft_ray.models.attention import EAGER, PLAIN
-from cft_ray.models.function import Row, Way, choose, difference, own_losses, set_attention, settle
-from cft_ray.training.attention import Layout
-from cft_ray.training.collate import MicroBatch
+from cft_ray.models.function import Way, choose, difference, own_losses, set_attention, settle
 from cft_ray.training.loss import SummedLoss
 from cft_ray.training.probe import Probe, attention_of
-
-LENGTHS = (23, 17, 9)
+from cft_ray.training.verdicts import LENGTHS, random_probe
 
 
 def tiny_model(kind: str) -> Any:
@@ -27,31 +25,7 @@ def tiny_model(kind: str) -> Any:
 
 def probe():
     """Rows of random tokens, every position but the first a target; longer than a tiny model's windows."""
-    generator = torch.Generator().manual_seed(0)
-    ids = [torch.randint(3, VOCABULARY, (length,), generator=generator) for length in LENGTHS]
-    rows = tuple(Row(each, torch.arange(len(each) - 1), each[1:]) for each in ids)
-    labels = torch.cat([row.labels for row in rows])
-    starts = [0, LENGTHS[0], LENGTHS[0] + LENGTHS[1]]
-    free = MicroBatch(
-        input_ids=torch.cat(ids)[None],
-        position_ids=torch.cat([torch.arange(length) for length in LENGTHS])[None],
-        predictors=torch.cat([row.predictors + start for row, start in zip(rows, starts, strict=True)]),
-        labels=labels,
-        layout=Layout.of(LENGTHS),
-        mask=None,
-        tokens=sum(LENGTHS),
-    )
-    width = LENGTHS[0]
-    padded = MicroBatch(
-        input_ids=torch.nn.utils.rnn.pad_sequence(ids, batch_first=True),
-        position_ids=torch.arange(width).expand(3, -1),
-        predictors=torch.cat([row.predictors + place * width for place, row in enumerate(rows)]),
-        labels=labels,
-        layout=None,
-        mask=torch.tensor([[1] * length + [0] * (width - length) for length in LENGTHS]),
-        tokens=sum(LENGTHS),
-    )
-    return Probe({"free": free, "padded": padded}, rows)
+    return random_probe()
 
 
 def chosen(model):
@@ -158,6 +132,22 @@ def test_a_scale_that_is_not_known_is_left_to_the_models_own_head():
     choice = chosen(model)
     assert choice.way == Way("padded", "own")
     assert len(choice.notes) == 2
+
+
+@pytest.mark.parametrize("decoder", [False, True])
+def test_a_model_that_sees_what_it_is_to_predict_is_refused(decoder):
+    """Its loss would fall to nothing, by any way alike; as a decoder the same model is one like others."""
+    config = tiny_config("bert")
+    config.is_decoder = decoder
+    model: Any = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.15)
+    if decoder:
+        assert chosen(model).way.padding == "padded"
+    else:
+        with pytest.raises(UserError, match="BertLMHeadModel predicts a token from what comes after it"):
+            chosen(model)
 
 
 def test_what_no_way_computes_is_refused_by_name():

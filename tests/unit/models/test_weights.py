@@ -6,12 +6,16 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from cft_ray.errors import UserError
+from cft_ray.grid.settings import TrainingSettings
 from cft_ray.models import loading
 from cft_ray.models.architectures import tiny_model as make
 from cft_ray.models.loading import skeleton
 from cft_ray.models.weights import changed, snapshot
+from cft_ray.training import engine, group
+from cft_ray.training.loss import SummedLoss
 
 
 def tiny_model(kind: str) -> Any:
@@ -147,6 +151,21 @@ def test_room_for_weights_is_shaped_as_the_model(saved, kind):
     shapes = {name: (parameter.shape, parameter.dtype) for name, parameter in model.named_parameters()}
     assert {name: (parameter.shape, parameter.dtype) for name, parameter in room.named_parameters()} == shapes
     assert [name for name, _ in room.named_buffers()] == [name for name, _ in model.named_buffers()]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text", "gpt_oss", "glm4_moe"])
+def test_buffers_in_bf16_are_those_of_plain_transformers(saved, kind):
+    """Rotary frequencies stay in fp32; so they do on the way through the engine of one worker."""
+    folder, _ = saved(kind)
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    loaded = load(str(folder), dtype=torch.bfloat16)
+    assert [name for name, _ in loaded.named_buffers()] == [name for name, _ in plain.named_buffers()]
+    with group.joined():
+        deep = engine.initialise(SummedLoss(loaded, loaded), TrainingSettings(steps=1), ranks=1)
+        deep.step(0.0)
+        deep.close()
+    assert not changed(dict(loaded.named_buffers()), snapshot(plain))
+    assert any(buffer.dtype == torch.float32 for buffer in loaded.buffers())
 
 
 def test_a_buffer_that_was_rounded_is_noticed():

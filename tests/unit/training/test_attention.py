@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from cft_ray.models.attention import plain
 from cft_ray.training.attention import Layout, attend
 
 
@@ -43,3 +44,22 @@ def test_buckets_cover_the_stream_and_waste_little():
     assert [bucket.start for bucket in buckets] == [0, *(bucket.stop for bucket in buckets[:-1])]
     assert buckets[-1].stop == sum(lengths)
     assert sum(bucket.rows * bucket.width for bucket in buckets) <= 1.25 * sum(lengths)
+
+
+@pytest.mark.parametrize("name", ["softcap", "s_aux", "indices", "block_indices", "head_mask", "something_new"])
+def test_an_argument_that_may_change_the_result_is_never_swallowed(name):
+    """By neither attention; what has no value, or is applied elsewhere, is let through."""
+    query, key, value = (torch.randn(1, 2, 7, 8) for _ in range(3))
+    module, given = torch.nn.Module(), {name: torch.ones(2)}
+    with pytest.raises(ValueError, match=name):
+        plain(module, query, key, value, None, **given)
+    if name not in ("softcap", "s_aux"):  # which it computes
+        with pytest.raises(ValueError, match=name):
+            attend(module, query, key, value, None, layout=Layout.of([7]), **given)
+    harmless = {name: None, "position_ids": torch.arange(7)[None], "use_cache": False}
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True).transpose(1, 2)
+    for output, _ in (
+        plain(module, query, key, value, None, **harmless),
+        attend(module, query, key, value, None, layout=Layout.of([7]), **harmless),
+    ):
+        torch.testing.assert_close(output, expected)

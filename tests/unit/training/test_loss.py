@@ -2,8 +2,14 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from cft_ray.models.architectures import tiny_model
+from cft_ray.models.function import Way, set_attention
 from cft_ray.training import loss
+from cft_ray.training.probe import attention_of
+from cft_ray.training.verdicts import LENGTHS, random_probe
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -37,3 +43,35 @@ def test_a_frozen_head_gets_no_gradient():
     hidden = torch.randn(3, 4, requires_grad=True)
     head(hidden, labels=torch.tensor([0, 1, 2])).backward()
     assert hidden.grad is not None and head.weight.grad is None
+
+
+class Largest(TorchDispatchMode):
+    """Notes the largest tensor that any operation gives."""
+
+    def __init__(self):
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        self.numbers = max([self.numbers, *(each.numel() for each in tree_leaves(found) if isinstance(each, torch.Tensor))])
+        return found
+
+
+@pytest.mark.parametrize("kind", ["llama", "cohere", "gemma2"])
+def test_a_step_holds_one_chunk_of_logits_at_a_time(monkeypatch, kind):
+    """Tied heads and heads with caps too; the whole logits of the step would be ten times the largest tensor."""
+    vocabulary, positions = 5000, sum(LENGTHS) - len(LENGTHS)
+    monkeypatch.setattr(loss, "LOGITS_AT_ONCE", 4 * vocabulary)
+    model = tiny_model(kind, vocabulary=vocabulary)
+    weights = model.get_output_embeddings().weight.numel()
+    set_attention(model, attention_of(Way())[0])
+    module = loss.SummedLoss(model, model, Way())
+    assert type(model.get_output_embeddings()) is loss.Head
+    with Largest() as seen:
+        module(random_probe().batches["free"]).backward()
+    assert seen.numbers <= max(weights, 4 * vocabulary)
+    set_attention(model, "eager")
+    with Largest() as seen:  # which the measure would notice
+        loss.SummedLoss(model, model, Way("padded", "own"))(random_probe().batches["padded"])
+    assert seen.numbers >= positions * vocabulary
