@@ -15,7 +15,7 @@ READY := .venv/.ready-$(DEVICE)-$(STATE)
 # uv does not read pip's settings; where pip is told to look in a folder of wheels, uv shall too.
 export UV_FIND_LINKS ?= $(or $(PIP_FIND_LINKS),$(TORCH_INDEX)/torch/)
 
-.PHONY: help setup demo test mutants lint format lock bench
+.PHONY: help setup demo test mutants architectures lint format lock bench
 
 help:  ## what there is to make
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile
@@ -52,6 +52,9 @@ test: $(READY)  ## all tests
 ROOM ?= metrics
 mutants: $(READY)  ## make mutants ROOM=metrics: which small wrong changes of a room its tests notice
 	PYTHONPATH=benchmarks $(BIN)/python -m mutants $(ROOM)
+
+architectures: $(READY)  ## the table of docs/models.md: every architecture of transformers, tried tiny
+	$(BIN)/python benchmarks/architectures.py
 
 lint: $(READY)  ## ruff and basedpyright
 	$(BIN)/ruff check .

@@ -137,7 +137,7 @@ def own_losses(causal: PreTrainedModel, rows: Sequence[Row]) -> torch.Tensor:
     causal.eval()
     with torch.inference_mode(), _attention(causal, EAGER):
         for row in rows:
-            logits = causal(input_ids=row.ids[None].to(causal.device), **_uncached(causal)).logits[0]
+            logits = causal(input_ids=row.ids[None].to(causal.device), **uncached(causal)).logits[0]
             predicted = logits.index_select(0, row.predictors.to(logits.device)).float()
             found.append(torch.nn.functional.cross_entropy(predicted, row.labels.to(logits.device), reduction="none"))
     causal.train(was)
@@ -269,11 +269,12 @@ def _random_rows(causal: PreTrainedModel) -> list[Row]:
 @torch.inference_mode()
 def _batch_losses(causal: PreTrainedModel, rows: Sequence[Row]) -> torch.Tensor:
     batch = torch.nn.utils.rnn.pad_sequence([row.ids for row in rows], batch_first=True).to(causal.device)
-    logits = causal(input_ids=batch, **_uncached(causal)).logits
+    logits = causal(input_ids=batch, **uncached(causal)).logits
     predicted = torch.cat([logits[place, : len(row.labels)] for place, row in enumerate(rows)]).float()
     labels = torch.cat([row.labels for row in rows]).to(predicted.device)
     return torch.nn.functional.cross_entropy(predicted, labels, reduction="none")
 
 
-def _uncached(causal: PreTrainedModel) -> dict[str, bool]:
+def uncached(causal: PreTrainedModel) -> dict[str, bool]:
+    """Arguments of a forward pass that keeps nothing for a next one."""
     return {"use_cache": False} if "use_cache" in inspect.signature(causal.forward).parameters else {}

@@ -81,7 +81,7 @@ def verdict(model_type: str) -> Verdict:
             way, attention = _trained(str(source), tokenizer, Path(root))
     except (UserError, StageFailed) as error:
         reason = error.what if isinstance(error, UserError) else str(error)
-        return Verdict(model_type, name, refused=reason.replace(root, "").partition("; ")[0])
+        return Verdict(model_type, name, refused=reason.replace(root, "").splitlines()[0])
     except Exception as error:  # noqa: BLE001 - the same, of saving and loading
         return Verdict(model_type, name, refused=_first(error))
     return Verdict(model_type, name, way, attention)
@@ -149,10 +149,15 @@ def _compare_gradients(causal: PreTrainedModel, probe: Probe, choice: function.C
     Raises:
         UserError: they are not.
     """
-    plain = copy.deepcopy(causal)
+    plain: Any = copy.deepcopy(causal)
     function.set_attention(plain, "eager")
+    for model in (plain, causal):
+        model.train()
+        for layer in model.modules():
+            if isinstance(layer, torch.nn.Dropout):
+                layer.p = 0.0
     for row in probe.rows:
-        logits = plain(input_ids=row.ids[None]).logits[0].index_select(0, row.predictors)
+        logits = plain(input_ids=row.ids[None], **function.uncached(plain)).logits[0].index_select(0, row.predictors)
         torch.nn.functional.cross_entropy(logits.float(), row.labels, reduction="sum").backward()
     module = SummedLoss(causal, causal, choice.way)
     module(probe.batches[choice.way.padding]).backward()
@@ -162,6 +167,7 @@ def _compare_gradients(causal: PreTrainedModel, probe: Probe, choice: function.C
         if not torch.allclose(mine, wanted, rtol=1e-2, atol=1e-2 * float(wanted.abs().max()) + 1e-6):
             raise UserError(f"the gradient of {name} is not that of its own forward pass", where=type(causal).__name__)
     causal.zero_grad(set_to_none=True)
+    causal.eval()
 
 
 def _first(error: Exception) -> str:

@@ -96,6 +96,18 @@ def test_who_only_looks_is_told_of_numbers_that_are_none():
         settle(model, "m")
 
 
+@pytest.mark.parametrize("kind", ["lfm2", "lfm2_moe"])
+def test_a_leak_of_two_tokens_between_samples_is_seen(kind):
+    """A convolution over three tokens: too little for the mean of the losses."""
+    choice = chosen(tiny_model(kind))
+    assert choice.way == Way("padded") and "after another sample" in choice.notes[0]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "mixtral", "gpt_oss"])
+def test_the_noise_of_bf16_is_no_leak(kind):
+    assert chosen(tiny_model(kind).to(torch.bfloat16)).way == Way()
+
+
 @pytest.mark.parametrize("kind", ["cohere", "gemma2", "granite", "gpt_oss"])
 def test_gradients_are_the_models_own(kind):
     """Through the chunked head's own backward pass, and through attention with caps and sinks."""
