@@ -83,7 +83,7 @@ def _apart(kind: str) -> dict[str, Any]:
         if not child:
             try:
                 here = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-                resource.setrlimit(resource.RLIMIT_AS, (here + MORE_BYTES,) * 2)
+                resource.setrlimit(resource.RLIMIT_AS, (here + MORE_BYTES, here + MORE_BYTES))
                 signal.alarm(SECONDS)
                 Path(answer.name).write_text(json.dumps(verdict(kind).to_json()), encoding="utf-8")
             finally:

@@ -94,7 +94,7 @@ class Probe:
         whole = replace(batch, predictors=later, labels=ids[later + 1]).to(device)
         turned = torch.cat([ids[:first].flip(0), ids[first:]])[None].to(device)
         before, after = (module(each, summed=False) for each in (whole, replace(whole, input_ids=turned)))
-        tolerance = 2e-5 if next(module.parameters()).dtype == torch.float32 else 0.02
+        tolerance = 2e-5 if next(module.parameters()).dtype == torch.float32 else 1e-3
         return bool(((after - before).abs() > tolerance * (1 + before.abs())).any())
 
     def of_model(self, causal: PreTrainedModel, way: Way) -> torch.Tensor:

@@ -81,7 +81,7 @@ def verdict(model_type: str) -> Verdict:
             way, attention = _trained(str(source), tokenizer, Path(root))
     except (UserError, StageFailed) as error:
         reason = error.what if isinstance(error, UserError) else str(error)
-        return Verdict(model_type, name, refused=reason.replace(root, "").splitlines()[0])
+        return Verdict(model_type, name, refused=reason.splitlines()[0])
     except Exception as error:  # noqa: BLE001 - the same, of saving and loading
         return Verdict(model_type, name, refused=_first(error))
     return Verdict(model_type, name, way, attention)

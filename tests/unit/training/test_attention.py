@@ -1,5 +1,7 @@
 """Attention inside samples against one dense masked attention over the whole stream."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -50,13 +52,14 @@ def test_buckets_cover_the_stream_and_waste_little():
 def test_an_argument_that_may_change_the_result_is_never_swallowed(name):
     """By neither attention; what has no value, or is applied elsewhere, is let through."""
     query, key, value = (torch.randn(1, 2, 7, 8) for _ in range(3))
-    module, given = torch.nn.Module(), {name: torch.ones(2)}
+    module = torch.nn.Module()
+    given: dict[str, Any] = {name: torch.ones(2)}
     with pytest.raises(ValueError, match=name):
         plain(module, query, key, value, None, **given)
     if name not in ("softcap", "s_aux"):  # which it computes
         with pytest.raises(ValueError, match=name):
             attend(module, query, key, value, None, layout=Layout.of([7]), **given)
-    harmless = {name: None, "position_ids": torch.arange(7)[None], "use_cache": False}
+    harmless: dict[str, Any] = {name: None, "position_ids": torch.arange(7)[None], "use_cache": False}
     expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True).transpose(1, 2)
     for output, _ in (
         plain(module, query, key, value, None, **harmless),

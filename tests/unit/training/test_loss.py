@@ -1,5 +1,7 @@
 """The chunked loss against PyTorch's own, forward and backward."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -63,7 +65,7 @@ def test_a_step_holds_one_chunk_of_logits_at_a_time(monkeypatch, kind):
     """Tied heads and heads with caps too; the whole logits of the step would be ten times the largest tensor."""
     vocabulary, positions = 5000, sum(LENGTHS) - len(LENGTHS)
     monkeypatch.setattr(loss, "LOGITS_AT_ONCE", 4 * vocabulary)
-    model = tiny_model(kind, vocabulary=vocabulary)
+    model: Any = tiny_model(kind, vocabulary=vocabulary)
     weights = model.get_output_embeddings().weight.numel()
     set_attention(model, attention_of(Way())[0])
     module = loss.SummedLoss(model, model, Way())
