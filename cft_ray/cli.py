@@ -17,6 +17,7 @@ import typer
 
 from cft_ray import machine, output
 from cft_ray.errors import UserError, without_secrets
+from cft_ray.storage import retry
 
 if TYPE_CHECKING:
     import polars as pl
@@ -80,6 +81,7 @@ def main() -> NoReturn:
     """Entry point; turns what ends a command into its exit code."""
     output.prepare()
     machine.prepare_home()
+    retry.impatient()
     code = 0
     try:
         try:

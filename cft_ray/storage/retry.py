@@ -17,6 +17,8 @@ PATIENCE = 600.0
 """seconds, unless the variable says otherwise"""
 FIRST, LONGEST = 0.2, 15.0
 """seconds: bounds of the pauses"""
+FIRST_LOOK = 20.0
+"""seconds for a storage that has never answered this process: see `impatient`"""
 QUIET, AGAIN = 3.0, 30.0
 """seconds of waiting before it is told, and between two tellings"""
 T = TypeVar("T")
@@ -27,6 +29,17 @@ def _log(text: str) -> None:
 
 
 _tell: Callable[[str], None] = _log
+_impatient = False
+_heard: set[str] = set()
+
+
+def impatient() -> None:
+    """From now on, this process waits for a storage that it has not heard of yet for `FIRST_LOOK` seconds at most.
+
+    For the command line: a storage that does not answer there at first is rather a wrong address than one that stutters.
+    """
+    global _impatient
+    _impatient = True
 
 
 @contextlib.contextmanager
@@ -62,26 +75,34 @@ def patiently(
         call: what is tried; trying it again must be harmless.
         transient: whether an error may pass by itself.
         where: the storage, for the telling.
-        seconds: how long; None: `patience`.
+        seconds: how long at most; None: `patience`.
         words: an error in words, for the telling; None: its first line.
 
     Raises:
         Exception: the last error of ``call``: one that is not transient, or is so for too long.
     """
     limit = patience() if seconds is None else seconds
+    if _impatient and where not in _heard:
+        limit = min(limit, FIRST_LOOK)
     begun = time.monotonic()
     told = begun + QUIET - AGAIN
     ceiling = FIRST
     while True:
         try:
-            return call()
+            answer = call()
         except Exception as error:
             waited = time.monotonic() - begun
-            if not transient(error) or waited >= limit:
+            if not transient(error):
+                _heard.add(where)  # a refusal is an answer
+                raise
+            if waited >= limit:
                 raise
             if time.monotonic() - told >= AGAIN:
                 told = time.monotonic()
                 _tell(f"{where} does not answer ({(words or reason)(error)}); trying again for {_words(limit - waited)} more")
+        else:
+            _heard.add(where)
+            return answer
         # All of the pause is drawn by lot, so that processes that failed together do not come back together.
         time.sleep(min(random.uniform(0, ceiling), max(0.0, limit - (time.monotonic() - begun))))
         ceiling = min(LONGEST, 2 * ceiling)

@@ -18,15 +18,13 @@ from cft_ray.storage.entry import Entry, Version
 from cft_ray.storage.errors import StorageError, Unavailable
 from cft_ray.storage.local import Folder, sync
 from cft_ray.storage.location import understood
-from cft_ray.storage.retry import patiently, reason
+from cft_ray.storage.retry import FIRST_LOOK, patiently, reason
 
 READ, WRITTEN = "cannot be read", "cannot be written to"
 FIXES = {
     READ: "check the storage's address, the network and what this user may read",
     WRITTEN: "give a storage.uri that this user may write to, with free space",
 }
-FIRST_LOOK = 20.0
-"""seconds of patience with a storage before anything was done with it: then its address is likely to be wrong"""
 COPIES = 4
 """files that are copied at a time"""
 T = TypeVar("T")

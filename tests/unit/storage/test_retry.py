@@ -23,6 +23,8 @@ class Clock:
 def clock(monkeypatch) -> Clock:
     made = Clock()
     monkeypatch.setattr(retry, "time", made)
+    monkeypatch.setattr(retry, "_impatient", False)
+    monkeypatch.setattr(retry, "_heard", set())
     return made
 
 
@@ -65,6 +67,22 @@ def test_ten_minutes_unless_said_otherwise(clock, monkeypatch):
     with pytest.raises(OSError, match="away"):
         retry.patiently(failing(10**9), lambda _: True, where="x")
     assert clock.now == pytest.approx(600)
+
+
+def test_a_command_gives_up_soon_on_a_storage_that_it_has_never_heard_of(clock, monkeypatch):
+    monkeypatch.delenv(retry.VARIABLE, raising=False)
+    retry.impatient()
+    for where, waited in (("x", 20), ("y", 20)):
+        begun = clock.now
+        with pytest.raises(OSError, match="away"):
+            retry.patiently(failing(10**9), lambda _: True, where=where)
+        assert clock.now - begun == pytest.approx(waited)
+    with pytest.raises(PermissionError):  # which is an answer
+        retry.patiently(failing(1, PermissionError("no")), lambda _: False, where="x")
+    begun = clock.now
+    with pytest.raises(OSError, match="away"):
+        retry.patiently(failing(10**9), lambda _: True, where="x")
+    assert clock.now - begun == pytest.approx(600)
 
 
 def test_what_does_not_pass_is_not_tried_again(clock):
