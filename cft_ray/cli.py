@@ -4,8 +4,12 @@ Everything heavy is imported inside the command that needs it, so that `plan` an
 standard output, everything else to standard error. Exit codes: see `docs/cli.md`.
 """
 
+import atexit
+import contextlib
 import json
+import os
 import sys
+import threading
 from contextlib import redirect_stdout
 from dataclasses import asdict
 from enum import StrEnum
@@ -77,8 +81,30 @@ class Format(StrEnum):
     json = "json"
 
 
+def entry() -> NoReturn:
+    """The command: `main`, and an end without the interpreter's own.
+
+    polars reads the tables in threads of its own. One that still lets go of a Python object while the interpreter is being
+    taken down is ended by it in the midst of native code, and that ends the process with SIGABRT after all has been done
+    ("terminate called without an active exception").
+    """
+    code = 1
+    try:
+        main()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+    for thread in threading.enumerate():
+        if not thread.daemon and thread is not threading.current_thread():
+            thread.join()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
+
+
 def main() -> NoReturn:
-    """Entry point; turns what ends a command into its exit code."""
+    """Runs the command line; turns what ends a command into its exit code."""
     output.prepare()
     machine.prepare_home()
     retry.impatient()

@@ -14,7 +14,7 @@ from cft_ray import cli
 ROOT = Path(cli.__file__).parent.parent
 COMMANDS = ("plan", "status", "run", "results", "figures")
 DEAD = {"AWS_ENDPOINT_URL": "http://127.0.0.1:1", "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y"}
-CODE = "from cft_ray.cli import main; main()"
+CODE = "from cft_ray.cli import entry; entry()"
 
 
 def cft_ray(*arguments: str, cwd: Path, **changes: str) -> subprocess.CompletedProcess[str]:
