@@ -142,10 +142,10 @@ class TableStore:
     def _write(self, level: int, table: pa.Table) -> None:
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
-        data = sink.getvalue()
+        data = sink.getvalue().to_pybytes()
         name = f"{level}-{os.urandom(16).hex()}.parquet"
         self.storage.write(FOLDER, self.name, name, data=data)
-        self._levels.setdefault(level, {})[name] = data.size
+        self._levels.setdefault(level, {})[name] = len(data)
 
     def _remove_leavings(self) -> None:
         """Remove temporary files that a crash left, old enough to be nobody's."""

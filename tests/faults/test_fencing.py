@@ -61,8 +61,7 @@ def test_a_stopped_process_that_goes_on_publishes_nothing(where, s3, tmp_path, m
     out, error = first.communicate(timeout=WAIT)
     assert first.returncode == 0, error
     assert json.loads(out) == {"one": "done"}
-    # In a folder it finds that its files were cleared away; on a bucket it comes to its end, and then finds out.
-    assert log.read_text().count("end") == (1 if where == "folder" else 2)
+    assert f"{begun(log)[1]} end" in log.read_text()  # the first may come to its end, too, and finds out when it publishes
     assert store.verify(stage.kind, stage.fingerprint) == made and made.attempt == 2
     assert made.outputs["pid"] == begun(log)[1]
     assert (store.fetch(stage.kind, stage.fingerprint) / "by.txt").read_text() == str(begun(log)[1])
