@@ -3,15 +3,12 @@
 from typing import TYPE_CHECKING, Any, cast
 
 from cft_ray.generation import engine
-from cft_ray.generation.settings import device, engine_arguments, prepare_environment
+from cft_ray.generation.settings import prepare_environment, shared_arguments
 from cft_ray.grid.settings import GenerationSettings
 from cft_ray.plan.specs import EvaluateSpec
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
-
-ENGINE_SEED = 0
-"""Of the engine; answers are seeded one by one, so that seeds share an engine."""
 
 
 def load_model(folder: str, spec: EvaluateSpec, gpus: float = 1) -> "LM":
@@ -35,18 +32,7 @@ def load_model(folder: str, spec: EvaluateSpec, gpus: float = 1) -> "LM":
         engine.unload()
         # The harness' decorator hides from type checkers that its class is whole.
         return cast(Any, HfModel)(folder, dtype=settings.dtype, max_length=settings.max_length, batch_size=spec.engine.sequences)
-    arguments = engine_arguments(
-        folder,
-        dtype=settings.dtype,
-        max_length=settings.max_length,
-        seed=ENGINE_SEED,
-        on=device(),
-        gpus=gpus or 1,
-        sequences=spec.engine.sequences,
-        batch_tokens=spec.engine.batch_tokens,
-        gpu_memory=spec.engine.gpu_memory,
-    )
-    loaded = engine.load(arguments)
+    loaded = engine.load(shared_arguments(folder, settings, spec.engine, gpus))
     from cft_ray.evaluation.vllm_model import VllmModel
 
     return VllmModel(loaded, settings.max_length, seed=spec.seed)

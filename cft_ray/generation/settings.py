@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from cft_ray.grid.settings import engine_length
+from cft_ray.grid.settings import EngineSettings, GenerationSettings, JudgeSettings, ReplaySampling, engine_length
 from cft_ray.models.config import positions, read_config
 from cft_ray.models.limits import within
 
@@ -26,6 +26,8 @@ ENVIRONMENT: dict[str, str] = {
 }
 """Of every process that imports vLLM; see `environment`."""
 
+ENGINE_SEED = 0
+"""Of the engine that a process keeps; answers are seeded one by one, so that seeds share an engine."""
 CPU_SEQUENCES = 128
 """Sequences that a CPU engine runs at a time."""
 CPU_BATCH_TOKENS = 4096
@@ -69,6 +71,33 @@ def end_tokens(model: str, taught: Sequence[int]) -> tuple[int, ...]:
     except OSError:  # a model without generation_config.json
         named = None
     return tuple(dict.fromkeys((*taught, *([named] if isinstance(named, int) else named or ()))))
+
+
+def shared_arguments(
+    model: str, asked: ReplaySampling | GenerationSettings | JudgeSettings, limits: EngineSettings, gpus: float
+) -> dict[str, Any]:
+    """`engine_arguments` of the engine that this process keeps: stages share it only where they are told alike.
+
+    Args:
+        model: local Hugging Face folder.
+        asked: whose dtype and length count.
+        limits: of the engine's batch and memory.
+        gpus: that the model is split over, where there are any; 0: this machine's one device.
+
+    Raises:
+        UserError: the folder is no model that transformers knows.
+    """
+    return engine_arguments(
+        model,
+        dtype=asked.dtype,
+        max_length=asked.max_length,
+        seed=ENGINE_SEED,
+        on=device(),
+        gpus=gpus or 1,
+        sequences=limits.sequences,
+        batch_tokens=limits.batch_tokens,
+        gpu_memory=limits.gpu_memory,
+    )
 
 
 def engine_arguments(

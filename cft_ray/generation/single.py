@@ -9,7 +9,7 @@ from typing import Any
 
 from cft_ray.generation import engine
 from cft_ray.generation.requests import Answer, Prompt, parameters
-from cft_ray.generation.settings import device, engine_arguments
+from cft_ray.generation.settings import shared_arguments
 from cft_ray.grid.settings import EngineSettings, ReplaySampling
 
 WAITING = 1024
@@ -40,19 +40,7 @@ def answers(
     Raises:
         UserError: the folder is no model.
     """
-    loaded = engine.load(
-        engine_arguments(
-            model,
-            dtype=sampling.dtype,
-            max_length=sampling.max_length,
-            seed=0,
-            on=device(),
-            gpus=gpus or 1,
-            sequences=limits.sequences,
-            batch_tokens=limits.batch_tokens,
-            gpu_memory=limits.gpu_memory,
-        )
-    )
+    loaded = engine.load(shared_arguments(model, sampling, limits, gpus))
     from vllm import SamplingParams
 
     waiting = list(reversed(prompts))

@@ -116,13 +116,16 @@ class Contract:
         now = {name.replace(".base_layer.", "."): buffer for name, buffer in causal.named_buffers()}
         changed = weights.changed(now, self._buffers)
         losses = self._losses(deep)
-        wrong = None
-        if distributed.get_rank() == 0:
+
+        def compare() -> None:
             if changed:
-                wrong = f"buffers of the model were changed while it was set up for training: {', '.join(changed[:5])}"
-            elif different := function.difference(losses, self._own, self.dtype):
-                wrong = f"the model as it is set up for training is another function than the model: {different}"
-        _all_raise(wrong, self.folder)
+                names = ", ".join(changed[:5])
+                raise StageFailed(f"{self.folder}: buffers of the model were changed while it was set up for training: {names}")
+            if different := function.difference(losses, self._own, self.dtype):
+                what = "the model as it is set up for training is another function than the model"
+                raise StageFailed(f"{self.folder}: {what}: {different}")
+
+        group.from_first(compare)
 
     def last_losses(self, deep: engine.Engine) -> Callable[[Path], str | None]:
         """Of the trained model; what is returned says in words whether a folder loads as the same model (rank 0 asks)."""
@@ -160,10 +163,3 @@ def _to_device(causal: PreTrainedModel) -> None:
         size = sum(parameter.numel() * parameter.element_size() for parameter in causal.parameters())
         if torch.cuda.mem_get_info(device)[0] > HEADROOM * size:
             causal.to(device)  # type: ignore[arg-type]
-
-
-def _all_raise(wrong: str | None, where: str) -> None:
-    outcome = [wrong]
-    distributed.broadcast_object_list(outcome, src=0)
-    if outcome[0]:
-        raise StageFailed(f"{where}: {outcome[0]}")

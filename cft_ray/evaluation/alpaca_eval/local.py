@@ -17,7 +17,7 @@ from cft_ray.evaluation.alpaca_eval.annotator import Annotator, Question
 from cft_ray.evaluation.alpaca_eval.endpoint import LONGEST_WORDS
 from cft_ray.evaluation.alpaca_eval.judging import Tally, taken_up
 from cft_ray.generation import engine
-from cft_ray.generation.settings import device, end_tokens, engine_arguments, prepare_environment
+from cft_ray.generation.settings import end_tokens, prepare_environment, shared_arguments
 from cft_ray.grid.settings import EngineSettings, JudgeSettings
 
 TOGETHER = 128
@@ -67,18 +67,7 @@ def judge_locally(
 class _Local:
     def __init__(self, folder: str, annotator: Annotator, settings: JudgeSettings, limits: EngineSettings, gpus: float) -> None:
         prepare_environment()
-        arguments = engine_arguments(
-            folder,
-            dtype=settings.dtype,
-            max_length=settings.max_length,
-            seed=0,
-            on=device(),
-            gpus=gpus or 1,
-            sequences=limits.sequences,
-            batch_tokens=limits.batch_tokens,
-            gpu_memory=limits.gpu_memory,
-        )
-        self._engine = engine.load(arguments)
+        self._engine = engine.load(shared_arguments(folder, settings, limits, gpus))
         self._tokenizer: Any = self._engine.get_tokenizer()
         self._annotator, self._encoder = annotator, Encoder(self._tokenizer, settings.template)
         self._ids = _spelt(self._tokenizer, annotator.tokens)
