@@ -77,6 +77,7 @@ def trial(tree: Path, room: str, tests: list[str], modules: str, size: int, seed
             print(f"the time is up after {done} of {len(drawn)} changes")
             break
         done = number
+        began = time.monotonic()
         before, after = _shown(tree, change)
         where = {"file": change.path, "line": before, "change": after}
         known_reason = reasons.get((change.path, before, after))
@@ -88,6 +89,7 @@ def trial(tree: Path, room: str, tests: list[str], modules: str, size: int, seed
             said = by or "NOT NOTICED"
             if by is None:
                 survivors.append({"at": f"{change.path}:{change.line}", "operator": change.operator, **where})
+        said += f" ({time.monotonic() - began:.0f} s)"
         print(f"{number:4}/{len(drawn)} {change.path}:{change.line} {change.operator}: {after}  | {said}", flush=True)
     tried = done - len(equivalent)
     return {

@@ -14,6 +14,9 @@ import pytest
 # The same examples in each run, and none kept from an earlier one.
 OPTIONS = ("-q", "--import-mode=importlib", "-p", "no:cacheprovider", "--hypothesis-seed=0", "-p", "no:logging")
 
+# What the interpreter calls the start of a process.
+STARTS = {"subprocess.Popen", "os.posix_spawn", "os.fork", "os.forkpty"}
+
 
 @dataclass
 class Baseline:
@@ -31,6 +34,8 @@ class Baseline:
     """Everything foreign that was imported, in the order of import."""
     environment: dict[str, str] = field(default_factory=dict)
     """As the tests' own set-up leaves it."""
+    starters: list[str] = field(default_factory=list)
+    """The tests that start processes, in which nobody sees which lines run."""
 
 
 class Watch:
@@ -40,6 +45,13 @@ class Watch:
         self.root, self.seen = root, Baseline()
         self.measured = coverage.Coverage(data_file=None, config_file=False, source=[str(package)])
         self.measured.start()
+        self.running = ""
+        sys.addaudithook(self._started)
+
+    def _started(self, event: str, _: Any) -> None:
+        """Told by the interpreter."""
+        if event in STARTS and self.running and self.running not in self.seen.starters:
+            self.seen.starters.append(self.running)
 
     def pytest_collection_finish(self) -> None:
         """The tests' conftest has set the environment by now."""
@@ -48,6 +60,7 @@ class Watch:
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         """Lines that run from here on belong to this test."""
         self.measured.switch_context(item.nodeid)
+        self.running = item.nodeid
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Set-up, call and teardown of one test are three reports."""
@@ -77,22 +90,23 @@ class Order:
 
     Args:
         baseline: of the unchanged tree.
-        likely: node ids of the tests that reach the change.
+        likely: node ids of the tests that reach the change, or the module.
+        everything: whether the tests of other files are run as well.
     """
 
-    def __init__(self, baseline: Baseline, likely: set[str]) -> None:
-        self.baseline, self.likely = baseline, likely
+    def __init__(self, baseline: Baseline, likely: set[str], everything: bool) -> None:
+        self.baseline, self.likely, self.everything = baseline, likely, everything
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """Tests of one file stay together, since they share what was set up for them.
 
         Where tests reach the change, the other tests of their files run after them: what a fixture sets up for a whole file
-        counts as reached by the first test alone. The other files cannot notice anything. Of a line that runs on import nothing
-        is known.
+        counts as reached by the first test alone. The other files cannot notice anything, unless the line runs on import: then
+        any test may use what it made.
         """
         files = {item.path for item in items if item.nodeid in self.likely}
         broken = self.baseline.broken
-        items[:] = [item for item in items if item.nodeid not in broken and (item.path in files or not files)]
+        items[:] = [item for item in items if item.nodeid not in broken and (item.path in files or self.everything)]
         weights: dict[tuple[bool, str], float] = defaultdict(float)
         for item in items:
             weights[self._group(item)] += self._seconds(item)

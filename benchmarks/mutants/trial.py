@@ -78,20 +78,27 @@ def baseline(tree: Path, package: Path, tests: list[str]) -> Baseline:
 def noticed(tree: Path, tests: list[str], change: Change, known: Baseline) -> str | None:
     """What the tests say to a change: the first that failed, or None where all passed or none runs the changed line.
 
-    A line that only runs in a process that a test starts counts as one that no test runs.
+    A line that no test runs may run in a process that a test starts, so those tests are asked.
     """
     module = tree / change.path
     source, times = module.read_text(encoding="utf-8"), module.stat()
     reached = known.reached.get(change.path, {})
     likely = {test for line in range(change.lines[0], change.lines[1] + 1) for test in reached.get(line, ())}
     imported = any(line in known.imported.get(change.path, ()) for line in range(change.lines[0], change.lines[1] + 1))
-    if not likely and not imported:
-        return None
+    everything = imported and not likely
+    if everything:
+        likely = {test for tests_there in reached.values() for test in tests_there}
+    elif not likely:
+        likely = set(known.starters)
+        if not likely:
+            return None
     output = tree.parent / "output.txt"
     module.write_text(change.applied(source), encoding="utf-8")
     try:
         limit = 120 + 10 * sum(known.seconds.values())
-        code = _forked(lambda: run(tree, tests, [Order(known, likely)], "-x", "--tb=no"), output, limit)
+        # Other files need not even be collected, as `Order` would leave them out.
+        files = tests if everything else sorted({test.partition("::")[0] for test in likely})
+        code = _forked(lambda: run(tree, files, [Order(known, likely, everything)], "-x", "--tb=no"), output, limit)
     finally:
         module.write_text(source, encoding="utf-8")
         # The compiled module of the copy is valid again.
@@ -115,7 +122,9 @@ def _forked(work: Callable[[], int], output: Path, limit: float) -> int:
             for stream in (1, 2):
                 os.dup2(written, stream)
             # Of the copy's unchanged modules the first run keeps the compiled form.
-            sys.dont_write_bytecode = "baseline" not in output.name
+            if "baseline" not in output.name:
+                sys.dont_write_bytecode = True
+                os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
             code = work()
         finally:
             sys.stdout.flush()

@@ -67,10 +67,18 @@ source = (tree / "package/m.py").read_text()
 for place in changes_of("package/m.py", source):
     for change in place:
         line = " ".join(change.applied(source).splitlines()[change.line - 1].split())
-        if line in ("LIMIT = 5", "LIMIT = 3", "return n >= LIMIT", "return n - 1"):
+        if line in ("LIMIT = 5", "LIMIT = 3", "return n >= LIMIT", "return n - 1", "return n - 2"):
             print(line, noticed(tree, ["tests"], change, known), sep="|")
 assert (tree / "package/m.py").read_text() == source
 print(known.broken)
+"""
+
+PROCESS = """
+import subprocess, sys
+
+def test_elsewhere():
+    code = "from package import m; print(m.elsewhere(1))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "3\\n"
 """
 
 
@@ -79,10 +87,11 @@ def test_a_change_is_noticed_by_the_test_that_reaches_it(tmp_path, repository):
     (tree / "package").mkdir(parents=True)
     (tree / "tests").mkdir()
     (tree / "package" / "__init__.py").touch()
-    module = "LIMIT = 4\n\ndef fits(n):\n    return n < LIMIT\n\ndef never(n):\n    return n + 1\n"
+    module = "LIMIT = 4\n\ndef fits(n):\n    return n < LIMIT\n\ndef never(n):\n    return n + 1\n\n"
     tests = "from package import m\n\ndef test_fits():\n    assert m.fits(3)\n\ndef test_broken():\n    assert False\n"
-    (tree / "package" / "m.py").write_text(module)
+    (tree / "package" / "m.py").write_text(module + "def elsewhere(n):\n    return n + 2\n")
     (tree / "tests" / "test_m.py").write_text(tests)
+    (tree / "tests" / "test_process.py").write_text(PROCESS)
     (tree / "pyproject.toml").write_text('[tool.pytest.ini_options]\naddopts = ""\n')
     ran = subprocess.run(
         [sys.executable, "-c", TRIAL, str(tree)],
@@ -97,5 +106,6 @@ def test_a_change_is_noticed_by_the_test_that_reaches_it(tmp_path, repository):
         "LIMIT = 3": "FAILED tests/test_m.py::test_fits",  # runs on import: all tests are asked
         "return n >= LIMIT": "FAILED tests/test_m.py::test_fits",
         "return n - 1": "None",  # no test runs it
+        "return n - 2": "FAILED tests/test_process.py::test_elsewhere",  # runs in another process: those that start one are asked
     }
     assert broken == "['tests/test_m.py::test_broken']"
