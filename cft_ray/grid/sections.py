@@ -248,7 +248,7 @@ class BenchmarkChoice(Settings):
 class Evaluation(Settings):
     """What is measured, of every model of the grid."""
 
-    benchmarks: list[Annotated[BenchmarkChoice, shorthand("name")]] = Field(
+    benchmarks: list[Annotated[BenchmarkChoice, shorthand("name", BenchmarkChoice)]] = Field(
         min_length=1, description="names, or mappings with `name`"
     )
     limit: int | None = Field(default=None, gt=0, le=MOST, description="items per task; all if none")
@@ -332,6 +332,6 @@ StageKind = Literal[
 ]
 Models = dict[Name, dict[Name, CheckpointSource]]
 Datasets = dict[Name, DatasetSource]
-Strategies = list[Annotated[StrategyChoice, shorthand("name")]]
-Loggers = list[Annotated[Logger, shorthand("name")]]
-StorageChoice = Annotated[Storage, shorthand("uri")]
+Strategies = list[Annotated[StrategyChoice, shorthand("name", StrategyChoice)]]
+Loggers = list[Annotated[Logger, shorthand("name", Logger)]]
+StorageChoice = Annotated[Storage, shorthand("uri", Storage)]

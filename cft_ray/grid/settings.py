@@ -34,7 +34,7 @@ class Template(Settings):
     )
 
 
-TemplateChoice = Annotated[Template, shorthand("name")]
+TemplateChoice = Annotated[Template, shorthand("name", Template)]
 """As a grid gives it: a bare name will do."""
 
 

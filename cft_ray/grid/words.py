@@ -34,9 +34,11 @@ def wrong(what: str, fix: str) -> PydanticCustomError:
     return PydanticCustomError("cft_ray", "{what}: {fix}", {"what": what, "fix": fix})
 
 
-def shorthand(key: str) -> BeforeValidator:
-    """A bare value stands for a mapping with this key."""
-    return BeforeValidator(lambda value: {key: value} if isinstance(value, str | int) else value, json_schema_input_type=Any)
+def shorthand(key: str, model: type[Any]) -> BeforeValidator:
+    """A bare value stands for a mapping with this key; ``model``: of the mapping, for the JSON Schema."""
+    return BeforeValidator(
+        lambda value: {key: value} if isinstance(value, str | int) else value, json_schema_input_type=str | int | model
+    )
 
 
 def _name(text: str) -> str:
@@ -133,4 +135,3 @@ Language = Annotated[str, AfterValidator(_language)]
 PlaceName = Annotated[str, AfterValidator(_place)]
 StorageUri = Annotated[str, AfterValidator(_storage)]
 Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
-Count = Annotated[int, Field(gt=0, le=MOST)]
