@@ -331,3 +331,61 @@ def test_generative_replay_alone_brings_the_stages_that_it_reads():
 def spec_of_dataset(item) -> DatasetSpec:
     assert isinstance(item.spec, DatasetSpec)
     return item.spec
+
+
+def test_what_a_strategy_lacks_is_told_at_its_place(tmp_path, monkeypatch):
+    (tmp_path / "lacking.py").write_text(
+        "from cft_ray.errors import UserError\nfrom cft_ray.plan.specs import DriftSpec\nfrom cft_ray.plan.stage import Stage\n"
+        "from cft_ray.strategies.base import Strategy\n"
+        "class Lacks(Strategy):\n    def stages(self, phase2):\n"
+        "        raise UserError('no moon', where='inside', fix='wait')\n"
+        "class Foreign(Strategy):\n    def stages(self, phase2):\n"
+        "        return {'tide': Stage(DriftSpec(), {'left': 'f' * 64})}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError) as raised:
+        planned("strategies=[none, {name: mine, use: 'lacking:Lacks'}]")
+    assert (raised.value.what, raised.value.fix) == ("no moon", "wait")
+    assert str(raised.value.where).startswith("g.yaml: strategies[1]") and "a en→multi" in str(raised.value.where)
+    with pytest.raises(UserError, match=r"'tide' reads 'left' from a stage that is not in the plan") as raised:
+        planned("strategies=[{name: mine, use: 'lacking:Foreign'}]")
+    assert str(raised.value.where).startswith("g.yaml: strategies[0]")
+
+
+def test_labels_name_the_seed_where_there_are_several_and_what_is_swept():
+    plan = planned("strategies=[none]", "training.phase2={weight_decay: [0.1, 0.2]}", "pairs=[{phase1: en, phase2: multi}]")
+    labels = {item.label for item in plan.stages.values() if item.kind == "finetune"}
+    swept = {f"a en→multi none training.phase2.weight_decay={value}" for value in (0.1, 0.2)}
+    assert labels == {"a base", "a en"} | swept
+    several = planned("strategies=[none, GR_5]", "seeds=[0, 7]", "pairs=[{phase1: en, phase2: multi}]")
+    found = {item.label for item in several.stages.values() if item.kind == "finetune"}
+    pairs = {f"a en→multi {name} seed {seed}" for name in ("none", "GR_5") for seed in (0, 7)}
+    assert found == {"a base", "a en seed 0", "a en seed 7"} | pairs
+    assert {item.label for item in several.stages.values() if item.kind == "replay"} == {
+        f"a en→multi seed {seed} replay" for seed in (0, 7)
+    }
+
+
+def test_a_judge_of_a_model_without_cells_is_refused():
+    with pytest.raises(UserError, match="is of b, which no cell has"):
+        judged("evaluation.judge={of: b/base}", "models.b={base: {hub: org/b}}", "exclude=[{model: b}]")
+
+
+def test_a_local_judge_is_known_by_its_content(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    setting = f"evaluation.judge={{path: {tmp_path}}}"
+    first = any_spec(judged(setting)[1]).checkpoints["judge"]
+    assert first.path == str(tmp_path) and first.digest
+    (tmp_path / "weights").write_text("other")
+    assert any_spec(judged(setting)[1]).checkpoints["judge"].digest != first.digest
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(UserError, match=r"config\.json holds a list") as raised:
+        judged(setting)
+    assert "evaluation.judge.path" in str(raised.value.where)
+
+
+def test_what_a_data_set_may_lose_is_its_own_word_or_the_grids():
+    plan = planned("strategies=[none]", "allow_left_out=0.2", "datasets.multi.allow_left_out=0.3")
+    shares = {item.label: any_spec(item).allow_left_out for item in plan.stages.values() if item.kind in ("dataset", "finetune")}
+    assert shares["en"] == shares["a en"] == shares["mix"] == 0.2 and shares["multi"] == shares["a en→multi none"] == 0.3
+    assert any_spec(stage(plan, "none")).data == "multi"

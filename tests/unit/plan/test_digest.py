@@ -1,8 +1,14 @@
 """Local files and models are known by their content."""
 
-import pytest
+import os
+from hashlib import sha256
 
+import pytest
+from pyarrow import fs
+
+from cft_ray.data.paths import Found
 from cft_ray.errors import UserError
+from cft_ray.plan import digest
 from cft_ray.plan.digest import Digests
 
 
@@ -63,3 +69,78 @@ def test_model_folder(tmp_path):
     first = Digests(tmp_path / "c").folder(str(model), where="here")
     (model / "weights").write_text("2 other")
     assert Digests(tmp_path / "c").folder(str(model), where="here") != first
+
+
+def test_a_model_in_a_bucket_is_known_as_its_copy_on_this_machine(tmp_path, monkeypatch):
+    """Arrow's own listing and streams, of a file system that stands behind an address."""
+    local = tmp_path / "model"
+    (local / "sub").mkdir(parents=True)
+    for name in ("config.json", "sub/b", "a"):
+        (local / name).write_text(name)
+    monkeypatch.setattr(digest, "open_location", lambda uri: (fs.LocalFileSystem(), uri.replace("s3://bucket", str(tmp_path))))
+    here, there = (Digests(tmp_path / "c").folder(place, where="here") for place in (str(local), "s3://bucket/model"))
+    assert here == there
+    (local / "sub" / "b").write_text("other")
+    assert Digests(tmp_path / "c").folder("s3://bucket/model", where="here") != there
+    with pytest.raises(UserError, match="does not exist, or is empty"):
+        Digests(tmp_path / "c").folder("s3://bucket/absent", where="here")
+
+
+def test_a_folder_without_its_mark_is_none(tmp_path):
+    (tmp_path / "weights").write_text("1")
+    with pytest.raises(UserError, match=r"holds no config\.json"):
+        Digests(tmp_path / "c").folder(str(tmp_path), where="here")
+    assert Digests(tmp_path / "c").folder(str(tmp_path), where="here", mark="weights")
+
+
+def test_names_below_the_folder_count_and_its_own_does_not(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name / "sub").mkdir(parents=True)
+        (tmp_path / name / "config.json").write_text("{}")
+        (tmp_path / name / "sub" / "a").write_text("1")
+    digests = Digests(tmp_path / "c")
+    first, second = (digests.folder(str(tmp_path / name), where="here") for name in ("one", "two"))
+    assert first == second
+    (tmp_path / "two" / "sub" / "a").rename(tmp_path / "two" / "a")
+    assert digests.folder(str(tmp_path / "two"), where="here") != first
+
+
+def test_the_digest_is_over_names_and_contents(tmp_path):
+    """By hand: a line of name and content's SHA-256 for each file, in order."""
+    (tmp_path / "data").mkdir()
+    for language in ("de", "es"):
+        (tmp_path / "data" / f"{language}.jsonl").write_text(language * 700_000)  # more than a block
+    lines = [f"{name}/{name}.jsonl\0{sha256((name * 700_000).encode()).hexdigest()}\n" for name in ("de", "es")]
+    wanted = sha256("".join(lines).encode()).hexdigest()
+    assert digest_of(tmp_path / "data", tmp_path / "c") == wanted == digest_of(tmp_path / "data", tmp_path / "c")
+
+
+def test_what_is_known_of_a_file_is_not_read_again_until_it_changes(folder, tmp_path):
+    first = digest_of(folder, tmp_path / "cache")
+    file = folder / "de.jsonl"
+    status = file.stat()
+    file.write_text("ed")  # as long, and of the same time: the cache believes it
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert digest_of(folder, tmp_path / "cache") == first != digest_of(folder, tmp_path / "other")
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    assert digest_of(folder, tmp_path / "cache") != first
+
+
+def test_a_file_of_unknown_time_is_read_each_time(tmp_path):
+    file = tmp_path / "a"
+    digests = Digests(tmp_path / "cache")
+    found = []
+    for text in ("1", "2"):
+        file.write_text(text)
+        found.append(digests._file(Found(None, str(file), str(file), 1, 0), "here"))
+    assert found == [sha256(text.encode()).hexdigest() for text in ("1", "2")]
+
+
+def test_a_file_that_may_not_be_read_is_the_users_to_mend(folder, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError("not yours")
+
+    monkeypatch.setattr(digest, "_sha256", refuse)
+    with pytest.raises(UserError, match="not yours") as raised:
+        digest_of(folder, tmp_path / "cache")
+    assert raised.value.where == "here" and "de.jsonl" in raised.value.what

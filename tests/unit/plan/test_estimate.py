@@ -7,12 +7,15 @@ from typing import Any
 import pytest
 
 from cft_ray.data.toy import TOY, generate
+from cft_ray.errors import UserError
 from cft_ray.grid.schema import grid_from_text, load_grid
 from cft_ray.grid.settings import TrainingSettings
 from cft_ray.plan.build import build
-from cft_ray.plan.estimate import estimate_plan
+from cft_ray.plan.estimate import Estimate, estimate_plan, too_large
 from cft_ray.plan.known import SHAPES, Shape
 from cft_ray.plan.memory import training_memory
+from cft_ray.plan.specs import SPECS
+from cft_ray.plan.stage import Plan
 
 
 def test_published_parameter_counts():
@@ -106,3 +109,129 @@ def test_nothing_is_guessed():
     for fingerprint, estimate in estimate_plan(plan, grid).items():
         assert estimate.seconds is None and estimate.flops is None and estimate.memory_bytes is None
         assert plan.stages[fingerprint].cost > 0
+
+
+def test_an_unknown_device_is_refused_with_the_nearest():
+    with pytest.raises(UserError, match="unknown device 'H10'") as raised:
+        estimate_plan(Plan("g", {}, ()), grid_from_text(SMALL, "g.yaml", ["cluster={device: H10}"]))
+    assert "H100" in str(raised.value.fix) and "cluster.device" in str(raised.value.where)
+
+
+@pytest.mark.parametrize(
+    ("known", "kind", "seconds"),
+    [
+        ({"seconds": 7.0, "flops": 1e30, "steps": 9}, "finetune", 7.0),
+        ({"flops": 1e11, "steps": 9}, "finetune", 1.0 + 2.0),
+        ({"flops": 1e11}, "evaluate", 1.0 + 2.0),
+        ({"flops": 1e11}, "replay", 1.0 + 2.0),
+        ({"flops": 1e11}, "embed", 2.0),
+        ({"steps": 20}, "finetune", 1.0 + 2.0),
+        ({"steps": 20}, "drift", 2.0),
+        ({}, "somebody's own kind", 3.0),
+    ],
+)
+def test_the_order_of_stages_rests_on_the_best_that_is_known(known, kind, seconds):
+    assert Estimate(**known).cost(kind) == pytest.approx(seconds)
+
+
+def test_kinds_of_which_nothing_is_known_compare_as_on_a_laptop():
+    quick, short, usual = dict.fromkeys(("dataset", "similarity", "covariance"), 0.3), {"drift": 1.0}, 3.0
+    long = {"replay": 10.0, "evaluate": 10.0, "finetune": 30.0}
+    looks = dict.fromkeys(("embed", "activations", "divergence", "replay_quality"), usual)
+    assert {kind: Estimate().cost(kind) for kind in SPECS} == quick | short | looks | long
+
+
+SMALL = """\
+name: g
+storage: x
+models: {a: {base: {scratch: {}, train: {data: d, training: {steps: 5}}}}, h: {base: {hub: mistralai/Mistral-7B-v0.1}}}
+datasets:
+  d: {toy: alpaca, languages: [en]}
+  h: {hub: tatsu-lab/alpaca, format: alpaca, languages: [en], rows: 1000}
+  m: {hub: DAMO-NLP-MT/multialpaca, format: alpaca, languages: [de, es], english: h, rows: 500}
+pairs: [{phase1: h, phase2: m}]
+strategies: [none, GR_10]
+template: plain
+training: {epochs: 2, batch_size: 10}
+evaluation: {benchmarks: [ifeval, mmlu, xquad, toy_letters]}
+cluster: {device: A100-80GB, mfu: 0.5, price_per_device_hour: 2.0, characters_per_token: 3.0}
+resources: {finetune: {workers: 2, gpus: 1}, evaluate: {gpus: 1}, replay: {gpus: 1}}
+"""
+
+
+def small(*sets: str) -> dict[str, Any]:
+    grid = grid_from_text(SMALL, "g.yaml", sets)
+    plan = build(grid)
+    return {plan.stages[key].label: estimate for key, estimate in estimate_plan(plan, grid).items()}
+
+
+@pytest.mark.parametrize(("template", "characters"), [("alpaca", 170), ("chat", 40), ("plain", 4), ("toy", 4)])
+def test_tokens_of_a_row_with_its_template(template, characters):
+    found = small(f"template={template}")["h h"]
+    assert found.rows == 1000 and found.steps == 2 * 100
+    assert found.tokens == pytest.approx(200 * 10 * (353 + characters) / 3)
+    cut = small(f"template={template}", "training.max_length=10")["h h"]
+    assert cut.tokens == 200 * 10 * 10
+
+
+def test_rows_that_the_grid_keeps_are_no_more_than_there_are():
+    assert small()["h h→m none"].rows == 1000 and small()["m"].rows == 1000  # 500 of each of two languages
+    assert small("datasets.h.rows=60_000")["h h"].rows == 52_002
+    unknown = small("datasets.m.hub=nobody/knows")["h h→m none"]
+    assert unknown.rows is None and unknown.steps is None and unknown.unknown == "the data set's rows"
+    assert small("datasets.m.hub=nobody/knows", "training={steps: 7}")["h h→m none"].unknown == "its rows' length"
+
+
+def test_a_size_hint_replaces_what_is_known():
+    found = small("datasets.h.size_hint={rows: 40, tokens_per_row: 25}")["h h"]
+    assert (found.rows, found.steps, found.tokens) == (40, 8, 8 * 10 * 25)
+    bounded = small("datasets.h.size_hint={rows: 40, tokens_per_row: 25}", "training.max_length=20")["h h"]
+    assert bounded.tokens == 8 * 10 * 20
+
+
+def test_packs_are_filled_and_their_number_rounded_up():
+    found = small("training={packing: 100, epochs: 3, batch_size: 10}", "datasets.h.size_hint={rows: 41, tokens_per_row: 50}")[
+        "h h"
+    ]
+    assert found.steps == 3 * 3 and found.tokens == 9 * 10 * 100  # 2,050 tokens: 21 packs, 3 steps of 10 a pass
+
+
+def test_time_and_money_of_what_is_trained_generated_and_asked():
+    found = small()
+    mistral = SHAPES["mistralai/Mistral-7B-v0.1"]
+    trained = found["h h"]
+    seconds = trained.flops / (312e12 * 0.5 * 2)
+    assert trained.seconds == pytest.approx(seconds) and trained.device_hours == pytest.approx(2 * seconds / 3600)
+    assert trained.money == pytest.approx(2 * 2 * seconds / 3600)
+    replay = found["h h→m replay"]
+    assert (replay.rows, replay.tokens) == (100, 100 * 1024)
+    assert replay.flops == pytest.approx(2 * mistral.parameters * 100 * 1024)
+    assert replay.memory_bytes == 2 * mistral.parameters
+    # IFEval: 541 questions of 211 characters, 1,280 tokens each; MMLU's answers are read, not written.
+    asked = found["h h ifeval"]
+    assert asked.rows == 541 and asked.tokens == pytest.approx(541 * (211 / 3 + 1280))
+    assert found["h h mmlu"].tokens == pytest.approx(14_042 * 4 * 445 / 3)
+    few = small("evaluation.limit=2", "evaluation.generation.max_new_tokens=9")
+    assert few["h h xquad"].rows == 2 * 11 and few["h h xquad"].tokens == pytest.approx(22 * (821 / 3 + 9))
+    assert few["h h ifeval"].tokens == pytest.approx(2 * (211 / 3 + 9))
+    assert small("cluster={device: A100-80GB}")["h h"].money is None
+    nowhere = small("cluster={}")["h h"]
+    assert nowhere.seconds is None and nowhere.unknown == "the device" and nowhere.flops is not None
+
+
+def test_a_stage_without_devices_has_no_time():
+    found = small("resources={evaluate: {gpus: 0}}")
+    assert found["h h ifeval"].seconds is None and found["h h ifeval"].unknown == "the device"
+    assert found["h"].seconds is None and found["h"].unknown is None and found["h"].rows == 1000
+
+
+def test_what_does_not_fit_its_device_is_said():
+    grid = grid_from_text(SMALL, "g.yaml")
+    stage = next(stage for stage in build(grid).stages.values() if stage.label == "h h")
+    assert too_large(stage, Estimate(memory_bytes=80e9), grid) is None and too_large(stage, Estimate(), grid) is None
+    said = too_large(stage, Estimate(memory_bytes=80.6e9), grid)
+    assert said is not None and said.startswith("h h needs about 81 GB on each A100-80GB, which has 80 GB")
+    assert too_large(stage, Estimate(memory_bytes=1e15), grid_from_text(SMALL, "g.yaml", ["cluster={}"])) is None
+    assert small("datasets.h.size_hint={rows: 40}")["h h"].memory is not None
+    parts = small()["h h"].memory
+    assert parts is not None and small()["h h"].memory_bytes == parts.total

@@ -253,3 +253,73 @@ def test_a_local_embedder_is_known_by_its_content(tmp_path):
     (tmp_path / "modules.json").write_text("[ ]")
     second = insight(planned(f"insight.embedding.model={{path: {tmp_path}}}"))["des"]
     assert first.fingerprint != second.fingerprint
+
+
+def test_without_similarity_nothing_is_said_of_unknown_data():
+    grid = grid_from_text(GRID, "g.yaml", ["insight.embedding=false"])
+    assert not [text for text in as_json(build(grid), grid, ())["warnings"] if "insight" in text]
+    assert not [text for text in as_json(build(grid_from_text(GRID)), grid_from_text(GRID), ())["warnings"] if "insight" in text]
+
+
+def test_a_second_phase_on_the_same_data_is_compared_with_itself():
+    plan = planned("pairs=[{phase1: en, phase2: en}]", "strategies=[none]", "insight.drift=[]")
+    found = insight(plan)
+    sides = {plan.stages[key].inputs["data"] for key in found["des"].inputs.values()}
+    assert {plan.stages[key].label for key in sides} == {"en"} and {role for role in found if role.startswith("des")} == {"des"}
+
+
+def test_prompts_and_parallel_sentences_of_the_grid():
+    asked = "datasets.asked={hub: org/asked, format: alpaca, languages: [en]}"
+    said = "datasets.said={hub: org/said, languages: [en, de], columns: {instruction: q}}"
+    plan = planned(asked, said, "insight.activations={prompts: asked, parallel: said}")
+    for role, label in (("activations:phase2", "asked"), ("parallel:phase2", "said")):
+        stage = insight(plan)[role]
+        assert plan.stages[stage.inputs["prompts"]].label == label
+    read = {stage.label for stage in plan.stages.values() if stage.kind == "dataset"}
+    assert read == {"mine", "en", "multi", "asked", "said", "eval_letters"}
+
+
+@pytest.mark.parametrize(
+    ("choice", "prompts", "parallel"),
+    [
+        ("", "plain", None),
+        ("template: none", None, None),
+        ("template: alpaca, parallel_template: toy", "alpaca", "toy"),
+        ("parallel_template: grid", "plain", "plain"),
+        ("parallel_template: none", "plain", None),
+    ],
+)
+def test_how_prompts_are_wrapped(choice, prompts, parallel):
+    found = insight(planned(f"insight.activations={{{choice}}}"))
+    for role, name in (("activations:base", prompts), ("parallel:base", parallel)):
+        spec = found[role].spec
+        assert isinstance(spec, ActivationsSpec) and (spec.template.name if spec.template is not None else None) == name
+
+
+def test_toy_parallel_sentences_are_asked_in_the_grids_words(repository):
+    plan = build(load_grid(repository / "grids/smoke.yaml", sections=["insight"]))
+    specs = [
+        plan.stages[key].spec for key in (plan.cells[0].roles[f"insight:{what}:base"] for what in ("activations", "parallel"))
+    ]
+    assert [spec.template.name for spec in specs if isinstance(spec, ActivationsSpec) and spec.template] == ["toy", "toy"]
+
+
+def test_both_sides_of_a_measure_are_the_models_and_data_it_names():
+    plan = planned()
+    roles, found = cell(plan).roles, insight(plan)
+    sides = {
+        "drift:base-phase1": {"left": roles["phase1"]},
+        "drift:phase1-phase2": {"left": roles["phase2"], "right": roles["phase1"]},
+        "drift:base-phase2": {"left": roles["phase2"]},
+        "covariance:phase1-phase2": {f: roles[f"insight:activations:{p}"] for f, p in (("left", "phase1"), ("right", "phase2"))},
+        "kl:phase2": {"left": roles["phase1"], "right": roles["phase2"], "data": plan.stages[roles["phase2"]].inputs["data"]},
+        "kl:english": {"left": roles["phase1"], "right": roles["phase2"], "data": plan.stages[roles["phase1"]].inputs["data"]},
+    }
+    assert {role: dict(found[role].inputs) for role in sides} == sides
+    base = found["drift:base-phase1"].spec
+    assert isinstance(base, DriftSpec) and base.checkpoints["right"].hub == "org/a"
+    asked = insight(plan, "none", "instruct")["activations:phase1"].spec
+    assert isinstance(asked, ActivationsSpec) and asked.checkpoints["model"].hub == "org/a-it"
+    quality = insight(plan, "GR_5")["replay_quality"]
+    assert plan.stages[quality.inputs["replay"]].kind == "replay" and quality.inputs["model"] == roles["phase1"]
+    assert plan.stages[quality.inputs["english"]].label == "en"

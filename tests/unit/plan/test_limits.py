@@ -10,8 +10,13 @@ import pytest
 from cft_ray.artifacts.fetched import Fetched, Part
 from cft_ray.errors import UserError
 from cft_ray.grid.schema import grid_from_text
+from cft_ray.grid.sections import CheckpointSource
 from cft_ray.plan.build import build
+from cft_ray.plan.config import local_config
+from cft_ray.plan.limits import positions
 from cft_ray.plan.view import view
+from cft_ray.storage import root
+from cft_ray.storage.root import Storage
 
 GRID = """\
 name: g
@@ -179,3 +184,29 @@ def test_what_was_fetched_is_asked_as_a_folder_is(planned, fetched):
     fetched(config__json=config | {"vocab_size": 3})
     with pytest.raises(UserError, match=r"models\.tiny\.base\.hub.*1 tokens beyond"):
         planned(copy, checkpoints=hub)
+
+
+def test_a_model_in_a_bucket_is_asked_as_a_folder_is(folder, monkeypatch):
+    path = folder(config={"max_position_embeddings": 64})
+    monkeypatch.setattr(root, "Storage", lambda uri: Storage(uri.replace("s3://bucket", path)))
+    assert positions(CheckpointSource(path="s3://bucket"), None) == 64 == positions(CheckpointSource(path=path), None)
+
+
+def test_what_is_not_within_reach_has_no_limits(tmp_path):
+    assert positions(CheckpointSource(hub="org/model"), None) is None
+    assert positions(CheckpointSource(hub="org/model"), Fetched(str(tmp_path))) is None
+
+
+def test_a_configuration_may_have_sixteen_megabytes_and_no_more(tmp_path):
+    file = tmp_path / "config.json"
+    file.write_bytes(b'{"a": 1}'.ljust(16 * 2**20))
+    assert local_config(tmp_path) == {"a": 1}
+    file.write_bytes(b'{"a": 1}'.ljust(16 * 2**20 + 1))
+    with pytest.raises(UserError, match="16,777,217 bytes are too many") as raised:
+        local_config(tmp_path, where="here")
+    assert raised.value.where == "here"
+    with pytest.raises(UserError, match="too many") as raised:
+        local_config(tmp_path)
+    assert raised.value.where == str(file)
+    file.unlink()
+    assert local_config(tmp_path) is None

@@ -7,20 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from made import Made
 from rich.console import Console
 
 from cft_ray.data.accounts import RowAccount
 from cft_ray.data.toy import generate
 from cft_ray.errors import UserError
-from cft_ray.grid.schema import Grid, load_grid
+from cft_ray.grid.schema import Grid, grid_from_text, load_grid
 from cft_ray.plan.build import build
 from cft_ray.plan.items import located
 from cft_ray.plan.known import DATASETS, ITEMS, MEMORY_BYTES, PEAK_FLOPS, SHAPES, checkpoint_shape, toy_size
 from cft_ray.plan.show import _memory, _number, show
 from cft_ray.plan.specs import SPECS, Checkpoint
 from cft_ray.plan.stage import Plan, skips
-from cft_ray.plan.view import stored, view
+from cft_ray.plan.view import as_json, stored, view
 
 
 def lines(plan: Plan, grid: Grid, made: list[Made], **options: Any) -> list[list[str]]:
@@ -225,3 +226,111 @@ def test_a_toy_data_set_is_measured_on_its_first_rows():
     size = toy_size("multialpaca", ("de", "es"), None)
     assert (size.rows, size.characters) == (6000, pytest.approx(characters))
     assert toy_size("multialpaca", ("de",), 7).rows == 7 and toy_size("absent", ("de",), 7).rows is None
+
+
+def test_facts_that_estimates_rest_on_are_those_that_were_measured():
+    """Characters of a row, and of all requests for an item: multiple choice repeats the question with each of four answers."""
+    assert {name: size.characters for name, size in DATASETS.items()} == {
+        "tatsu-lab/alpaca": 353, "DAMO-NLP-MT/multialpaca": 262, "Open-Orca/OpenOrca": None,
+    }  # fmt: skip
+    assert {name: asked[1] for name, asked in ITEMS.items()} == {
+        "ifeval": 211, "alpaca_eval": 165, "mmlu": 1780, "hellaswag": 1372, "xquad": 821, "mlqa": 825,
+    }  # fmt: skip
+
+
+def test_a_toy_data_sets_given_rows_count_for_each_language():
+    assert toy_size("multialpaca", ("de", "es"), 7).rows == 14
+
+
+MANY = """\
+name: g
+storage: x
+models: {a: {base: {hub: org/a}}}
+datasets: {DATASETS}
+pairs: [PAIRS]
+strategies: [none]
+template: plain
+training: {epochs: 1}
+evaluation: {benchmarks: [ifeval]}
+"""
+
+
+def many(pairs: int) -> tuple[Plan, Grid]:
+    """A grid of so many pairs."""
+    sets = ", ".join(f"d{n}: {{hub: org/d{n}, format: alpaca, languages: [en]}}" for n in range(pairs + 1))
+    named = ", ".join(f"{{phase1: d0, phase2: d{n + 1}}}" for n in range(pairs))
+    text = MANY.replace("DATASETS", sets).replace("PAIRS", named)
+    grid = grid_from_text(text, "g.yaml")
+    return build(grid), grid
+
+
+def test_long_tables_end_with_the_number_that_is_left_out():
+    plan, grid = many(61)
+    said = [" ".join(line) for line in lines(plan, grid, [])]
+    rows = [line for line in said if line.startswith("a d0 d") and line.endswith("none 1 1")]
+    assert len(rows) == 60 and "… 1 more" in said
+    first = next(iter(plan.stages.values()))
+    made = [Made(first.kind, first.spec.version, first.fingerprint, first.spec.identity(), {})]
+    said = [" ".join(line) for line in lines(plan, grid, made)]
+    new = sum(reason.status == "new" for reason in view(plan, grid, made).reasons.values())
+    assert f"… {new - 60} more (all of them: --json)" in said
+    plan, grid = many(60)
+    said = [" ".join(line) for line in lines(plan, grid, [])]
+    assert len([line for line in said if line.endswith("none 1 1")]) == 60 and not any("more" in line.split() for line in said)
+
+
+def test_what_a_run_would_be_refused_for_is_said_without_secrets():
+    plan, grid = many(1)
+    lack = UserError("no key in sk-planted0123456789planted", where="evaluation.judge", fix="set [it]")
+    (line,) = [" ".join(line) for line in lines(plan, grid, [], lacks=[lack]) if line[:3] == ["a", "run", "would"]]
+    assert line.startswith("a run would be refused: evaluation.judge: no key in")
+    assert as_json(plan, grid, [], lacks=[lack])["lacks"] == [{"what": lack.what, "where": "evaluation.judge", "fix": "set [it]"}]
+
+
+def test_like_trainings_are_one_line_with_their_number_and_memory_is_shown_for_four_shapes():
+    sizes = "\n".join(f"  m{n}: {{base: {{scratch: {{layers: {n + 1}}}, train: {{data: d}}}}}}" for n in range(6))
+    text = f"name: g\nstorage: x\nmodels:\n{sizes}\ndatasets: {{d: {{toy: alpaca, languages: [en]}}}}\n"
+    text += "pairs: [{phase1: d, phase2: d}]\nstrategies: [none]\nseeds: [0, 1, 2]\ntemplate: toy\ntraining: {steps: 2}\n"
+    text += "evaluation: {benchmarks: [toy_letters]}\n"
+    grid = grid_from_text(text, "g.yaml")
+    plan = build(grid)
+    said = lines(plan, grid, [])
+    alike = [line for line in said if len(line) == 8 and line[:2] == ["m3", "base"]]
+    assert [line[2] for line in alike] == ["7"], "its base, and Phase 1 and 2 under three seeds"
+    (heads,) = [line for line in said if line[:1] == ["training"] and line.count("base") == 4]
+    assert heads == ["training", "m0", "base", "m1", "base", "m2", "base", "m3", "base"]
+    (together,) = [line for line in said if line[:1] == ["together"]]
+    assert len(together) == 5
+
+
+def test_where_some_times_are_unknown_the_sums_say_so(repository):
+    grid = load_grid(repository / "grids/full.yaml", ["exclude=[{phase2: mopenorca}]"])
+    plan = build(grid)
+    kinds = {kind.kind: kind for kind in view(plan, grid, []).kinds()}
+    assert 0 < kinds["evaluate"].unknown < kinds["evaluate"].unique
+    (row,) = [line for line in lines(plan, grid, []) if line[:1] == ["evaluate"] and len(line) == 9]
+    assert [text.endswith("+?") for text in row[1:]] == [False, False, False, True, True, False, True, True]
+    (row,) = [line for line in lines(plan, grid, []) if line[:1] == ["replay"] and len(line) == 9]
+    assert not any("?" in text for text in row[1:])
+
+
+@pytest.mark.parametrize(
+    ("cluster", "said"),
+    [
+        ("{device: H100, mfu: 0.25, price_per_device_hour: 2.5, currency: EUR}", "H100 at 25% of its peak; 2.5 EUR an hour."),
+        ("{device: H100}", "H100 at 40% of its peak."),
+        ("{characters_per_token: 3.5}", "no device named (`cluster`), so no times. 3.5 characters a token"),
+    ],
+)
+def test_what_is_assumed(cluster, said):
+    plan, grid = many(1)
+    grid = grid.model_copy(update={"cluster": type(grid.cluster).model_validate(yaml.safe_load(cluster))})
+    assert said in " ".join(" ".join(line) for line in lines(plan, grid, []))
+
+
+def test_large_stages_are_warned_of_three_at_most():
+    tight = ["cluster={device: L4}", "resources={finetune: {gpus: 1}}"]
+    models = ", ".join(f"m{n}: {{base: {{hub: {name}}}}}" for n, name in enumerate(SHAPES))
+    text = MANY.replace("{a: {base: {hub: org/a}}}", f"{{{models}}}").replace("DATASETS", "d: {toy: alpaca, languages: [en]}")
+    grid = grid_from_text(text.replace("PAIRS", "{phase1: d, phase2: d}"), "g.yaml", tight)
+    assert len([text for text in view(build(grid), grid, []).warnings if "which has 24 GB" in text]) == 3

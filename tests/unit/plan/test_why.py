@@ -1,11 +1,13 @@
 """Why a stage is new: the field that differs from the nearest artifact."""
 
+import pytest
 from made import Made
 
 from cft_ray.grid.schema import grid_from_text
 from cft_ray.plan.build import build
-from cft_ray.plan.specs import FinetuneSpec
-from cft_ray.plan.why import explain
+from cft_ray.plan.specs import DriftSpec, FinetuneSpec
+from cft_ray.plan.stage import Plan, Stage
+from cft_ray.plan.why import Difference, explain
 
 GRID = """\
 name: g
@@ -90,3 +92,75 @@ def test_raised_version_and_exchanged_input():
     swapped = planned("pairs=[{phase1: multi, phase2: en}]")
     exchanged = told(swapped, artifacts(plan))["a multi"].differences
     assert [d.path for d in exchanged] == ["input data"] and "multi" in str(exchanged[0])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (1, 2.5, "a.b: 1 → 2.5"),
+        (None, False, "a.b: none → False"),
+        ("x" * 40, "x" * 41, f"a.b: {'x' * 40} → {'x' * 37}…"),
+        ([1, 2], {}, "a.b: [1, 2] → {}"),
+    ],
+)
+def test_a_difference_in_words(old, new, said):
+    assert str(Difference("a.b", old, new)) == said
+    assert str(Difference("input data", old, "new")) == "input data is new"
+
+
+def test_what_is_there_on_one_side_alone_is_absent_on_the_other():
+    plan = planned()
+    older = artifacts(plan, ("dataset",))
+    for item in older:
+        item.fingerprint = item.fingerprint[::-1]
+        item.settings = {key: value for key, value in item.settings.items() if key != "rows"} | {"gone": 3}
+    found = [str(difference) for difference in told(plan, older)["en"].differences]
+    assert found == ["rows: absent → none", "gone: 3 → absent"]
+
+
+def test_the_nearest_is_the_one_with_the_fewest_differences():
+    plan = planned()
+    (key, stage) = next((key, stage) for key, stage in plan.stages.items() if stage.label == "a en→multi none")
+    settings, inputs, version = stage.spec.identity(), dict(stage.inputs), stage.spec.version
+
+    def made(name, changed=(), inputs=inputs, version=version):
+        return Made("finetune", version, name * 64, settings | dict.fromkeys(changed, 9), dict(inputs))
+
+    both = made("1", ["seed", "scratch"])
+    cases = [
+        (made("2", ["seed"]), ["seed"]),
+        (made("2", version=version - 1), ["version"]),
+        (made("2", inputs=inputs | {"replay": "0" * 64}), ["input replay"]),
+        (made("2", inputs={role: name for role, name in inputs.items() if role != "model"}), ["input model"]),
+    ]
+    for near, differences in cases:
+        for order in ([both, near], [near, both]):
+            reason = explain(plan, order)[key]
+            assert reason.nearest == "2" * 64 and [d.path for d in reason.differences] == differences
+    equal = [made("3", ["seed"]), made("4", ["scratch"])]
+    assert explain(plan, equal)[key].nearest == "3" * 64
+
+
+def test_inputs_that_differ_are_named():
+    plan = planned()
+    key, stage = next((key, stage) for key, stage in plan.stages.items() if stage.label == "a en→multi none")
+    other = Made("finetune", stage.spec.version, "1" * 64, stage.spec.identity(), {"data": "e" * 64, "extra": "2" * 64})
+    found = {d.path: (d.old, d.new) for d in explain(plan, [other])[key].differences}
+    assert found == {"input data": ("e" * 64, "new"), "input model": (None, "new"), "input extra": ("2" * 64, "no longer read")}
+    data = plan.stages[stage.inputs["data"]]
+    there = Made("dataset", data.spec.version, stage.inputs["data"], data.spec.identity(), {})
+    found = {d.path: d.new for d in explain(plan, [other, there])[key].differences}
+    assert found["input data"] == "another: multi"
+    alone = Plan("g", {key: stage}, ())
+    found = {d.path: d.new for d in explain(alone, [other])[key].differences}
+    assert found["input data"] == f"another: {stage.inputs['data'][:12]}"
+
+
+def test_skipped_stages_are_neither_new_nor_cached():
+    stage = Stage(DriftSpec(), skip="no judge")
+    plan = Plan("g", {stage.fingerprint: stage}, ())
+    (reason,) = explain(plan, []).values()
+    assert (reason.status, str(reason)) == ("skipped", "skipped: no judge")
+    (reason,) = explain(plan, [Made("drift", 1, stage.fingerprint, {}, {})]).values()
+    assert (reason.status, str(reason)) == ("cached", "cached")
+    assert str(explain(planned(), [])[next(iter(planned().stages))]) == "nothing like it is there"
