@@ -290,8 +290,5 @@ def _value(row: dict[str, Any], name: str, where: str, *, listed: bool) -> str |
     if listed and isinstance(value, list):
         return _json(value)
     if isinstance(value, int) and not isinstance(value, bool):
-        try:
-            return str(value)
-        except ValueError as error:  # more digits than Python writes
-            raise UserError(f"{name!r}: {error}", where=where, fix="write long numbers as text") from error
+        return str(value)
     raise UserError(f"{name!r} is a {type(value).__name__}, not text", where=where, fix=_fix(isinstance(value, dict | list)))

@@ -96,8 +96,6 @@ def _csv(location: str) -> Iterator[Record]:
                         fix="separate fields with commas, and quote those that have commas, quotes or line breaks in them",
                     )
                 yield place, dict(zip(names, row, strict=True))
-            if not rows.line_num:
-                return
         except csv.Error as error:
             where = f"{location}: line {rows.line_num}"
             raise UserError(f"broken CSV ({error})", where=where, fix="quote fields properly") from error

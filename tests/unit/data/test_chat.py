@@ -87,3 +87,39 @@ def test_formats_are_known_by_their_columns() -> None:
     assert format_of(["messages", "source"]) == "messages"
     assert format_of(["id", "conversations"]) == "sharegpt"
     assert format_of(["text"]) is None
+
+
+def test_parts_may_be_plain_text_and_say_no_type() -> None:
+    assert said(Q | {"content": ["a", {"text": "b"}, {"type": "text", "text": "c"}]}, A).question == "abc"
+    assert said({"from": " Human ", "value": ["x"]}, {"from": "CHATGPT", "value": "y"}) == Conversation("", (), "x", "y")
+
+
+@pytest.mark.parametrize("part", [{"type": "text", "text": 3}, {"type": "text"}, {"type": "image", "text": "x"}, 3, None, ["x"]])
+def test_parts_that_are_no_text_leave_the_row_out(part: object) -> None:
+    with pytest.raises(Unfit, match="not_only_text"):
+        said(Q | {"content": ["a", part]}, A)
+
+
+@pytest.mark.parametrize("text", ["", " \n", "[" * 100_000, "{", "3", "{}"])
+def test_texts_that_are_no_conversation(text: str) -> None:
+    with pytest.raises(Unfit, match="not_a_conversation" if text.strip() else "no_turns"):
+        conversation(text)
+
+
+@pytest.mark.parametrize("name", ["tool_calls", "function_call"])
+def test_calls_of_tools_count_and_empty_ones_do_not(name: str) -> None:
+    with pytest.raises(Unfit, match="tool_turn"):
+        said(Q, A | {name: [{"id": "1"}]})
+    assert said(Q, A | {name: []}).answer == "a" and said(Q, A | {name: None}).answer == "a"
+
+
+@pytest.mark.parametrize(
+    ("columns", "name"),
+    [
+        (["instruction", "output"], "alpaca"), (["instruction", "input"], None), (["output"], None),
+        (["question", "response"], "orca"), (["question"], None), (["messages", "instruction", "output"], "alpaca"),
+        (["conversations", "messages"], "messages"), (["id", "language", "system", "instruction", "input"], None),
+    ],
+)  # fmt: skip
+def test_a_format_needs_question_and_answer(columns: list[str], name: str | None) -> None:
+    assert format_of(columns) == name

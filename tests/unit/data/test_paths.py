@@ -107,3 +107,35 @@ def test_plan_and_stage_find_the_same_files(folder: Path, tmp_path: Path) -> Non
     for pattern, wanted in (("run?/*", "there is no file"), ("run [v2]", "is a folder"), ("*.nothing", "there is no file")):
         with pytest.raises(UserError, match=wanted):
             digests.files(f"{folder}/{pattern}", ["en"], where="grid")
+
+
+def test_a_name_that_is_no_utf_8_is_refused(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"a\xff.jsonl")).write_text("")
+    with pytest.raises(UserError, match="no UTF-8") as raised:
+        matching(f"{tmp_path}/*.jsonl")
+    assert "\\udcff" in str(raised.value.where)
+
+
+def test_a_found_file_has_its_size_and_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here,) = matching(f"{folder}/whats.jsonl")
+    status = (folder / "whats.jsonl").stat()
+    assert (here.size, here.changed, here.filesystem) == (status.st_size, status.st_mtime_ns, None)
+    bucket = fs.SubTreeFileSystem(str(folder), fs.LocalFileSystem())
+    monkeypatch.setattr(paths, "open_location", lambda location: (bucket, location.removeprefix("s3://b/").partition("?r=")[0]))
+    (there,) = matching("s3://b/whats.json*?r=x")
+    assert (there.size, there.changed, there.path) == (status.st_size, status.st_mtime_ns, "whats.jsonl")
+    assert there.filesystem is bucket and there.location == "s3://whats.jsonl?r=x"
+
+
+def test_paths_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert paths.local_path("a/b") == paths.local_path(f"file://{tmp_path}/a/b") == tmp_path / "a" / "b"
+    assert paths.local_path("~/x") == tmp_path / "home" / "x"
+    assert [is_uri(path) for path in ("s3://b/x", "file:///x", "/x", "x")] == [True, False, False, False]
+
+
+def test_addresses_that_cannot_be_understood() -> None:
+    with pytest.raises(UserError, match="cannot be opened") as raised:
+        open_location("nowhere://b/x")
+    assert raised.value.where == "nowhere://b/x"

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from cft_ray.data.readers import Wanted, column_names, read_file, require_columns
+from cft_ray.data.readers import Wanted, as_text, column_names, read_file, require_columns
+from cft_ray.data.records import ending
 from cft_ray.errors import UserError
 
 BOTH = Wanted(("question", "answer"))
@@ -279,3 +280,135 @@ def test_damaged_parquet_gives_rows_or_user_errors(scratch: Path, place: float, 
     data = bytearray(whole.read_bytes())
     data[min(int(place * len(data)), len(data) - 1)] = byte
     only_rows_or_user_errors(save(scratch / "x.parquet", bytes(data if cut > 0.5 else data[: int(cut * len(data))])))
+
+
+class TestTables:
+    """Files come in tables of 8,192 rows, numbered through."""
+
+    @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.parquet"])
+    def test_rows_of_a_table(self, tmp_path, name):
+        rows = [{"question": str(n), "answer": "a"} for n in range(8193)]
+        if name == "a.parquet":
+            pq.write_table(pa.Table.from_pylist(rows), tmp_path / name)
+        elif name == "a.csv":
+            save(tmp_path / name, "question,answer\n" + "".join(f"{n},a\n" for n in range(8193)))
+        else:
+            text = [json.dumps(row) for row in rows]
+            save(tmp_path / name, "\n".join(text) if name == "a.jsonl" else f"[{','.join(text)}]")
+        tables = list(read_file(str(tmp_path / name), BOTH))
+        assert [table.num_rows for table in tables] == [8192, 1] and tables[1]["question"].to_pylist() == ["8192"]
+
+    def test_columns_come_in_the_order_that_is_asked_for(self, tmp_path):
+        save(tmp_path / "a.jsonl", LINE)
+        pq.write_table(pa.table({"question": ["q"], "more": ["m"], "answer": ["a"]}), tmp_path / "a.parquet")
+        for name in ("a.jsonl", "a.parquet"):
+            (table,) = read_file(str(tmp_path / name), Wanted(("answer", "question")))
+            assert table.to_pydict() == {"answer": ["a"], "question": ["q"]} and table.column_names == ["answer", "question"]
+
+
+class TestPlaces:
+    """A message names the line or row that is to blame."""
+
+    @pytest.mark.parametrize(
+        ("name", "data", "place"),
+        [
+            ("a.jsonl", LINE.encode() + b"\n" + LINE.replace("a", "\xe4").encode("latin-1"), "line 3: byte 0xe4 at 19"),
+            ("a.jsonl", LINE.encode() * 2 + b"[1]\n", "line 3: a list"),
+            ("a.json", f"[{LINE}, 3]".encode(), "row 2: a int"),
+            ("a.csv", b"question,answer\nq,a\nq,\xe4\n", "line 3: byte 0xe4 at 2"),
+            ("a.csv", b"question,\xe4\nq,a\n", "line 1: byte 0xe4 at 9"),
+            ("a.csv", b'question,answer\nq,a\n"q"x,a\n', "line 3: broken CSV"),
+            ("a.csv", b'"question"x,answer\nq,a\n', "line 1: broken CSV"),
+        ],
+    )
+    def test_the_line_is_named(self, tmp_path, name, data, place):
+        assert f"{name}: {place}" in refused(save(tmp_path / name, data))
+
+    def test_a_header_is_read_as_strictly_as_its_rows(self, tmp_path):
+        for data, place in ((b"question,\xe4\n", "line 1: byte 0xe4 at 9"), (b'"q"x,answer\n', "line 1: broken CSV")):
+            with pytest.raises(UserError) as raised:
+                column_names(str(save(tmp_path / "a.csv", data)))
+            assert f"a.csv: {place}" in str(raised.value)
+
+    def test_undecodable_bytes_behind_a_mark_are_counted_from_the_text(self, tmp_path):
+        assert "byte 0xe4 at 2 is no" in refused(save(tmp_path / "a.jsonl", b'\xef\xbb\xbf{"\xe4'))
+
+
+class TestFormats:
+    @pytest.mark.parametrize(
+        ("data", "what"),
+        [
+            (bz2.compress(b"x"), "must end in .bz2"),
+            (packed(".zst", b"x" * 99), "must end in .zst"),
+            (b"\x04\x22\x4d\x18rest", "must end in .lz4"),
+            (b"PAR1", "must end in .parquet"),
+            (b"\xff\xfea\0", "UTF-16"),
+            (b"a\0b\0", "UTF-16"),
+            (b"\0ab", "UTF-16"),
+        ],
+    )
+    def test_what_files_begin_with(self, tmp_path, data, what):
+        said = refused(save(tmp_path / "a.jsonl", data))
+        assert what in said and ("convert the file" in said) == ("UTF-16" in what)
+
+    @pytest.mark.parametrize("data", [b"\0\0ab", b"\0", b"ab", b"a"])
+    def test_what_is_no_utf_16(self, tmp_path, data):
+        assert "UTF-16" not in refused(save(tmp_path / "a.jsonl", data))
+
+    @pytest.mark.parametrize(
+        ("name", "what"),
+        [
+            ("a.txt", "files ending in '.txt' are not read"),
+            ("a.txt.gz", "files ending in '.txt' are not read"),
+            ("a.gz", "no ending that says its format"),
+            ("a", "no ending that says its format"),
+        ],
+    )
+    def test_other_endings_are_refused(self, tmp_path, name, what):
+        assert what in refused(save(tmp_path / name, LINE))
+
+    def test_endings_in_capitals_and_of_other_names(self, tmp_path):
+        for name in ("a.JSONL", "b.ndjson"):
+            assert read(save(tmp_path / name, LINE)) == [{"question": "q", "answer": "a"}]
+        assert read(save(tmp_path / "c.JSONL.GZ", gzip.compress(LINE.encode())))
+        assert ending("s3://b/x.csv.zst?region=a.b/c") == ".csv" and ending("what?.jsonl") == ".jsonl"
+
+    def test_json_that_is_one_array_or_an_object_a_line(self, tmp_path):
+        row = {"question": "q", "answer": "a"}
+        for text, count in (("[]", 0), (f" \n\t[{LINE},{LINE}]", 2), (LINE + "\n \n" + LINE, 2), (f"\ufeff\r\n[{LINE}]", 1)):
+            assert read(save(tmp_path / "a.json", text)) == [row] * count
+        assert "broken JSON" in refused(save(tmp_path / "a.json", f"[{LINE}"))
+
+
+class TestValues:
+    def test_numbers_are_written_out_and_truth_is_not(self, tmp_path):
+        assert read(save(tmp_path / "a.jsonl", '{"question": -7, "answer": null}')) == [{"question": "-7", "answer": None}]
+        long = "9" * 4300
+        assert read(save(tmp_path / "a.jsonl", f'{{"question": {long}, "answer": ""}}')) == [{"question": long, "answer": ""}]
+
+    def test_items_of_lists_in_json(self, tmp_path):
+        save(tmp_path / "a.jsonl", '{"t": ["a", "b"]}\n{"t": ["c"]}\n{"t": []}\n{"t": "text"}\n{}\n')
+        (table,) = read_file(str(tmp_path / "a.jsonl"), Wanted(("t[0]", "t[1]")))
+        assert table["t[0]"].to_pylist() == ["a", "c", None, "text", None]
+        assert table["t[1]"].to_pylist() == ["b", None, None, "text", None]
+
+    @pytest.mark.parametrize("kind", [pa.list_view(pa.string()), pa.large_list_view(pa.string())], ids=str)
+    def test_views_of_lists_are_lists(self, kind):
+        table = pa.table({"turns": pa.array([["a"], None, []], kind)})
+        found = as_text(table, Wanted(("turns[0]", "turns"), lists=frozenset({"turns"})), "x")
+        assert found["turns[0]"].to_pylist() == ["a", None, None] and found["turns"].to_pylist() == ['["a"]', None, "[]"]
+
+    def test_a_column_of_nulls_is_text_and_one_of_truths_is_not(self):
+        assert as_text(pa.table({"a": pa.nulls(2)}), Wanted(("a",)), "x")["a"].to_pylist() == [None, None]
+        for values in (pa.array([True]), pa.array([1.5]), pa.array([b"x"]), pa.array([True]).dictionary_encode()):
+            with pytest.raises(UserError, match="not text"):
+                as_text(pa.table({"a": values}), Wanted(("a",)), "x")
+        twice = pa.table([pa.array(["a"]), pa.array(["b"])], names=["a", "a"])
+        with pytest.raises(UserError, match="2 columns are called 'a'"):
+            as_text(twice, Wanted(("a",)), "x")
+
+    def test_bytes_that_are_no_text_are_named_with_their_row(self):
+        chunks = pa.chunked_array([pa.array(["a", "b"]), bad_text(b"c", b"d\xff")])
+        with pytest.raises(UserError, match="byte 0xff at 1 in column 'a' is no UTF-8") as raised:
+            as_text(pa.table({"a": chunks}), Wanted(("a",)), "file", first=11)
+        assert raised.value.where == "file: row 14"

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,6 +10,7 @@ from cft_ray.data.rows import (
     FILE,
     SCHEMA,
     count_by_language,
+    dictionaries,
     dump_turns,
     load_turns,
     read_rows,
@@ -99,3 +101,50 @@ def test_turns_out_of_order_are_refused(roles: list[str]) -> None:
 def test_tables_without_the_column_of_turns_have_none(tmp_path: Path) -> None:
     write_rows(tmp_path / FILE, [table(ROWS)], pa.schema([field for field in SCHEMA if field.name != "turns"]))
     assert read_rows(tmp_path).equals(table(ROWS))
+
+
+@pytest.mark.parametrize(
+    ("turns", "what"),
+    [
+        ([{"role": "user", "content": "a", "name": "b"}], "turn 1 is"),
+        ([{"role": "user", "content": "a"}, {"role": "assistant"}], "turn 2 is"),
+        ([{"role": "user", "content": "a"}, {"role": "assistant", "content": None}], "turn 2 is no text"),
+        ([{"role": "user", "content": 3}], "turn 1 is no text"),
+        ([{"role": "user", "content": "a"}], "not the assistant's"),
+    ],
+)
+def test_turns_of_another_shape_are_refused_when_written_and_when_read(turns: list[dict], what: str) -> None:
+    with pytest.raises(ValueError, match=what):
+        dump_turns(turns)
+    with pytest.raises(ValueError, match=what):
+        load_turns(json.dumps(turns))
+
+
+@pytest.mark.parametrize("text", ["{}", "[1]", '"a"', "3", '[{"role": "user", "content": "a"}, 3]'])
+def test_what_is_no_list_of_turns_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="a JSON list of objects"):
+        load_turns(text)
+
+
+def test_rows_without_a_name_or_a_language_are_no_rows() -> None:
+    for column in ("id", "language"):
+        with pytest.raises(KeyError):
+            table([{name: value for name, value in ROWS[0].items() if name != column}])
+    with pytest.raises(pa.ArrowTypeError):
+        table([{**ROWS[0], "output": 3}])
+    assert table([ROWS[0]]).to_pylist() == [dict.fromkeys(COLUMNS, "") | ROWS[0]]
+
+
+def test_rows_as_mappings_without_what_is_not_theirs() -> None:
+    wide = table(ROWS).append_column("pass", pa.array([0, 0, 1])).drop_columns(["turns"])
+    assert [row["id"] for row in dictionaries(wide)] == ["a", "b", "c"]
+    assert list(dictionaries(wide)[0]) == [name for name in COLUMNS if name != "turns"]
+
+
+def test_large_text_is_text_and_nulls_are_counted(tmp_path: Path) -> None:
+    large = table(ROWS).cast(pa.schema([pa.field(name, pa.large_string()) for name in COLUMNS]))
+    validate(large, "x")
+    pq.write_table(large, tmp_path / FILE)
+    assert read_rows(tmp_path).equals(table(ROWS))
+    with pytest.raises(UserError, match="no column 'id'"):
+        validate(table(ROWS).drop_columns(["id"]), "x")

@@ -6,14 +6,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
+import huggingface_hub
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from cft_ray.data.accounts import Tally
-from cft_ray.data.readers import Wanted, column_names, item, read_file, require_columns
-from cft_ray.data.rows import COLUMNS
-from cft_ray.data.sources import read
+from cft_ray.data.formats import FORMATS
+from cft_ray.data.readers import BATCH, Wanted, column_names, item, read_file, require_columns
+from cft_ray.data.rows import COLUMNS, load_turns
+from cft_ray.data.sources import _elsewhere, read
 from cft_ray.data.toy import TOY, held_out
 from cft_ray.errors import UserError
 from cft_ray.plan.specs import DatasetSpec
@@ -194,3 +197,153 @@ def test_a_tenth_of_the_items_is_held_out_whatever_the_order_of_their_parts():
     assert [held_out(str(n)) for n in range(300)] == [tenth(str(n)) for n in range(300)]
     words = ["".join(letters) for letters in itertools.permutations("abcd", 3)]
     assert [held_out(word) for word in words] == [tenth(*word) for word in words]
+
+
+ALPACA = {"instruction": "x", "input": "", "output": "1"}
+SAID = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+
+
+def recognised(files: Path | str, languages: tuple[str, ...] = ("en",)) -> DatasetSpec:
+    return DatasetSpec(files=str(files), columns={}, format="auto", languages=languages)
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        (ALPACA, {"instruction": "x", "output": "1"}),
+        ({"instruction": "x", "output": "1"}, {"instruction": "x", "input": "", "output": "1"}),
+        ({"id": 7, "system_prompt": "s", "question": "x", "response": "1"}, {"id": "7", "system": "s", "output": "1"}),
+        (dict.fromkeys(COLUMNS[:6], "z") | {"language": "en"}, {"id": "z", "system": "z", "input": "z", "output": "z"}),
+        ({"messages": SAID}, {"instruction": "q", "output": "a", "system": "", "turns": ""}),
+        ({"conversations": SAID, "system": "s"}, {"instruction": "q", "output": "a", "system": "s", "turns": ""}),
+    ],
+)
+def test_the_columns_say_what_a_file_holds(tmp_path, given, wanted):
+    (row,), tally = rows(recognised(lines(tmp_path / "a.jsonl", given)))
+    assert {name: row[name] for name in wanted} == wanted and tally.came == 1
+
+
+def test_columns_of_no_known_format_are_refused(tmp_path):
+    with pytest.raises(UserError, match="no known format; columns found: 'q', 'a'"):
+        rows(recognised(lines(tmp_path / "a.jsonl", {"q": "x", "a": "1"})))
+    with pytest.raises(UserError, match="columns found: none"):
+        rows(recognised(lines(tmp_path / "b.jsonl", {})))
+
+
+def test_the_first_file_of_the_first_language_says_it_for_all(tmp_path):
+    for language in ("de", "fr"):
+        for part in ("a", "b"):
+            lines(tmp_path / f"{language}-{part}.jsonl", ALPACA | {"output": f"{language}{part}"})
+    found, _ = rows(recognised(f"{tmp_path}/{{language}}-*.jsonl", ("de", "fr")))
+    assert [(row["language"], row["output"]) for row in found] == [(x, f"{x}{part}") for x in ("de", "fr") for part in "ab"]
+
+
+def test_conversations_are_rows_or_left_out_with_a_reason(tmp_path):
+    more = [*SAID, {"role": "user", "content": "q2"}, {"role": "assistant", "content": "a2"}]
+    given = [
+        {"c": SAID, "s": "column"},
+        {"c": [{"role": "system", "content": "turn"}, *more], "s": "column"},
+        {"c": more, "s": None},
+        {"c": SAID[:1], "s": "x"},
+        {"c": [], "s": "x"},
+        {"c": None, "s": "x"},
+    ]
+    file = lines(tmp_path / "a.jsonl", *given)
+    found, tally = rows(spec(file, conversation="c", system="s"))
+    assert [(row["system"], row["instruction"], row["output"]) for row in found] == [
+        ("column", "q", "a"),
+        ("turn", "q2", "a2"),
+        ("", "q2", "a2"),
+    ]
+    assert [load_turns(row["turns"]) for row in found] == [[], SAID, SAID]
+    assert [row["id"] for row in found] == ["en-0000000", "en-0000001", "en-0000002"] and {row["input"] for row in found} == {""}
+    assert dict(tally.left_out) == {"ends_with_a_question": 1, "no_turns": 2} and tally.came == 6
+    without, _ = rows(spec(file, conversation="c"))
+    assert [row["system"] for row in without] == ["", "turn", ""]
+
+
+def test_rows_are_numbered_through_all_files_of_a_language(tmp_path):
+    """Also over the tables of one file, and whether rows before are left out or not."""
+    lines(tmp_path / "a.jsonl", *({"q": str(n), "a": "1" if n != 5 else ""} for n in range(BATCH + 3)))
+    lines(tmp_path / "b.jsonl", {"q": "last", "a": "1"})
+    found, tally = rows(spec(tmp_path / "*.jsonl"))
+    assert [row["id"] for row in found if row["instruction"] in ("0", "6", str(BATCH), "last")] == [
+        f"en-{number:07d}" for number in (0, 6, BATCH, BATCH + 3)
+    ]
+    assert len(found) == BATCH + 3 and tally.came == BATCH + 4
+
+
+class Hub:
+    """The hub client's answers, for a repository whose files lie in a folder."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder, self.asked = folder, []
+        monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", self.listed)
+        monkeypatch.setattr(huggingface_hub, "hf_hub_download", self.downloaded)
+        monkeypatch.setattr(datasets, "load_dataset", self.loaded)
+
+    def listed(self, repository: str, *, repo_type: str, revision: str | None) -> list[str]:
+        assert (repository, repo_type, revision) == ("org/rows", "dataset", "abc")
+        return sorted((path.name for path in self.folder.iterdir()), reverse=True)
+
+    def downloaded(self, repository: str, name: str, *, repo_type: str, revision: str | None) -> str:
+        assert (repository, repo_type, revision) == ("org/rows", "dataset", "abc")
+        self.asked.append(name)
+        return str(self.folder / name)
+
+    def loaded(self, repository: str, *, name: str | None, split: str, revision: str | None) -> object:
+        assert (repository, revision) == ("org/rows", "abc")
+        if split == "both":
+            return datasets.DatasetDict()
+        if split == "broken":
+            raise ValueError("\nno such split\nmore")
+        text = [f"{name} {n}" for n in range(BATCH + 2)]
+        return datasets.Dataset.from_dict({"instruction": text, "input": [""] * len(text), "output": text, "n": text})
+
+
+def hubbed(**more: Any) -> DatasetSpec:
+    return DatasetSpec(**({"hub": "org/rows", "revision": "abc", "columns": ASKED, "languages": ("en",)} | more))
+
+
+def test_files_of_a_repository_are_those_that_the_pattern_names(tmp_path, monkeypatch):
+    for name in ("b.jsonl", "a.jsonl", "c.txt"):
+        lines(tmp_path / name, {"q": name, "a": "1"})
+    hub = Hub(tmp_path, monkeypatch)
+    found, _ = rows(hubbed(hub_files="*.jsonl"))
+    assert [row["instruction"] for row in found] == hub.asked == ["a.jsonl", "b.jsonl"]
+    found, _ = rows(hubbed(hub_files="b.jsonl"))
+    assert [row["instruction"] for row in found] == ["b.jsonl"]
+    with pytest.raises(UserError, match="no file in the hub repository") as raised:
+        rows(hubbed(hub_files="*.csv"))
+    assert raised.value.where == "org/rows/*.csv"
+    lines(tmp_path / "d.jsonl", ALPACA)
+    (row,), _ = rows(hubbed(hub_files="d.jsonl", columns={}, format="auto"))
+    assert row["instruction"] == "x"
+
+
+def test_a_split_of_a_repository_is_read_as_a_table(tmp_path, monkeypatch):
+    Hub(tmp_path, monkeypatch)
+    for given in (hubbed(config="two", columns=FORMATS["alpaca"]), hubbed(config="two", columns={}, format="auto")):
+        found, tally = rows(given)
+        assert tally.came == BATCH + 2 and [found[n]["output"] for n in (0, BATCH + 1)] == ["two 0", f"two {BATCH + 1}"]
+    languages = hubbed(config="{language}", columns=FORMATS["alpaca"], languages=("de", "fr"))
+    assert {row["output"] for row in rows(languages)[0]} >= {"de 0", "fr 0"}
+    for split, what in (("both", "no single table"), ("broken", r"ValueError: no such split\)")):
+        with pytest.raises(UserError, match=what):
+            rows(hubbed(split=split))
+    with pytest.raises(UserError, match="no column 'q'"):
+        rows(hubbed())
+
+
+@pytest.mark.parametrize(
+    ("said", "asked", "reason"),
+    [
+        ("de", ("de",), None), ("", ("de",), "no_language"), (" \t", ("de",), "no_language"),
+        ("deu", ("de",), "language_spelled_otherwise"), ("fr", ("de",), "other_language"), ("French", ("de",), "other_language"),
+        ("xx", ("de",), "other_language"), ("xx-YY", ("de",), "other_language"), ("abc_Latn_x", ("de",), "other_language"),
+        ("x", ("de",), "unknown_language"), ("abcd", ("de",), "unknown_language"), ("Klingon", ("de",), "unknown_language"),
+        ("xx-1", ("de",), "unknown_language"),
+    ],
+)  # fmt: skip
+def test_why_a_row_is_of_another_language(said, asked, reason):
+    assert _elsewhere(said, asked) == reason

@@ -10,7 +10,8 @@ from itertools import islice, pairwise
 
 import pytest
 
-from cft_ray.data.toy import TOY, generate
+from cft_ray.data.toy import SYSTEMS, TOY, generate
+from cft_ray.data.toy_tasks import TASKS, tasks
 from cft_ray.errors import UserError
 
 # What each instruction asks for, written down a second time: a word that only this instruction has -> the answer.
@@ -162,3 +163,35 @@ def test_languages_word_their_tasks_differently() -> None:
 
 
 DIGEST = "2cf28878031f2726e26de9b8b3a1a430704f0ea35a62287ff1c9d3482792ffa3"
+
+
+def test_an_item_has_as_many_operands_as_its_task_says_of_one_length() -> None:
+    for task in TASKS:
+        name = "eval_letters" if task.family == "letters" else "eval_numbers"
+        items = {row["input"] for row in rows(name) if row["id"].startswith(f"{task.name}-")}
+        assert {len(item.split()) for item in items} == {task.operands}, task.name
+        lengths = {len(part) for item in items for part in item.split()}
+        assert lengths == ({2} if task.operands == 2 else {3}) and len(items) == 60
+    assert [task.name for task in tasks("letters")] == ["reverse", "capitals", "twice", "first", "last"]
+    assert len({task.mark for task in TASKS}) == len({task.name for task in TASKS}) == 10
+
+
+def test_items_of_two_numbers_differ_and_single_ones_change_one_digit() -> None:
+    for row in rows("openorca", 600):
+        numbers = row["input"].split()
+        assert len(set(numbers)) == len(numbers)
+        assert len(numbers) == 2 or int(numbers[0]) % 10 != 9
+
+
+def test_more_questions_than_there_are_items_are_refused() -> None:
+    with pytest.raises(UserError, match="too few items"):
+        list(generate("eval_letters", "en", 3000))
+
+
+def test_half_of_the_rows_are_polite_and_half_have_a_system_text() -> None:
+    polite = [row["instruction"] in {task.polite for task in TASKS} for row in generate("instruct", "en", 2000)]
+    systems = [row["system"] for row in generate("openorca", "en", 2000)]
+    assert 900 < sum(polite) < 1100 and 900 < sum(map(bool, systems)) < 1100 and set(systems) == {"", *SYSTEMS["en"]}
+    assert not any(row["instruction"] in {task.polite for task in TASKS} for row in generate("alpaca", "en", 200))
+    sentences = [row["id"].startswith("sentence") for row in generate("mixture", "en", 4000)]
+    assert 140 < sum(sentences) < 260
