@@ -131,7 +131,7 @@ def test_rows_without_a_name_or_a_language_are_no_rows() -> None:
         with pytest.raises(KeyError):
             table([{name: value for name, value in ROWS[0].items() if name != column}])
     with pytest.raises(pa.ArrowTypeError):
-        table([{**ROWS[0], "output": 3}])
+        table([{**ROWS[0], "output": 3}])  # pyright: ignore[reportArgumentType]
     assert table([ROWS[0]]).to_pylist() == [dict.fromkeys(COLUMNS, "") | ROWS[0]]
 
 

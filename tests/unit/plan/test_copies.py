@@ -75,7 +75,7 @@ def test_models_and_data_sets_are_those_of_the_commit_that_was_fetched(copy):
         assert (checkpoint.revision, checkpoint.path) == place(copy, name)
     judge = specs["m one alpaca_eval"].checkpoints["judge"]
     assert (judge.hub, judge.revision, judge.path) == ("org/judge", *place(copy, "judge"))
-    embedder = next(stage.spec for stage in plan.stages.values() if stage.kind == "embed").checkpoints["embedder"]
+    embedder = specs["one embeddings"].checkpoints["embedder"]
     assert (embedder.revision, embedder.path) == place(copy, "embedder")
     for name in ("one", "many"):
         assert (specs[name].revision, specs[name].files) == place(copy, name)
