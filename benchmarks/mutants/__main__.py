@@ -2,7 +2,7 @@
 
 Writes ``reports/benchmarks/mutants.json``, of which it renews the room's part. A change that nobody can notice, because it
 changes no result, stands in ``equivalent.yaml`` with the reason. The tests of a room are those of ``tests/unit/ROOM`` and
-``tests/integration/ROOM`` that start no Ray.
+``tests/integration/ROOM`` that start no Ray, or those named in ``TESTS``.
 
 Run it from the checkout with ``PYTHONPATH=benchmarks python -m mutants ROOM``.
 """
@@ -24,6 +24,10 @@ LEFT_OUT = {
         ["cluster.py", "run.py", "trial.py", "hosts.py", "environment.py"],
         "run in a Ray cluster alone: tests/e2e, tests/faults",
     ),
+    "evaluation": (
+        ["vllm_model.py", "hf_model.py", "models.py", "alpaca_eval/local.py"],
+        "run in vLLM or transformers: tests/integration/evaluation",
+    ),
     "generation": (["engine.py", "single.py", "batches.py"], "run in vLLM: tests/integration/generation and replay"),
     "report": (["figures/*.py"], "how drawings look; that the right numbers are drawn is tested by tests/unit/report"),
     "training": (
@@ -33,6 +37,15 @@ LEFT_OUT = {
     "metrics": (["reporter.py"], "its class Reporter runs in a Ray cluster: tests/integration/metrics"),
 }
 """Room -> modules that its quick tests cannot reach, and what tests them."""
+TESTS = {
+    # Its other integration tests load engines.
+    "evaluation": [
+        "tests/unit/evaluation",
+        "tests/faults/test_judging_faults.py",
+        "tests/integration/evaluation/test_real_benchmarks.py",
+    ],
+}
+"""Room -> its tests, where they are others than those of its folders."""
 EQUIVALENT = Path(__file__).with_name("equivalent.yaml")
 
 
@@ -40,30 +53,30 @@ def main() -> None:
     """Read the command line, run the trial, write it down."""
     parser = argparse.ArgumentParser(prog="python -m mutants", description=__doc__)
     parser.add_argument("room", help="a folder of cft_ray, e.g. metrics")
-    parser.add_argument("--size", type=int, default=60, help="how many changes (default 60)")
+    parser.add_argument("--size", type=int, default=60, help="how many changes of a seed (default 60)")
     parser.add_argument("--minutes", type=float, default=10, help="begin no further change after this time (default 10)")
-    parser.add_argument("--seed", type=int, default=0, help="which changes are drawn (default 0)")
+    parser.add_argument("--seed", type=int, nargs="+", default=[0], help="which changes are drawn, several in turn (default 0)")
     parser.add_argument("--tests", nargs="+", help="folders of tests, where the room's own are not meant")
     parser.add_argument("--modules", default="*.py", help="only modules of this name, e.g. 'stor*.py'")
     options = parser.parse_args()
     begun = time.monotonic()
     with copy_of(ROOT) as tree:
         folders = [f"tests/unit/{options.room}", f"tests/integration/{options.room}"]
-        tests = options.tests or [folder for folder in folders if (tree / folder).is_dir()]
+        tests = options.tests or TESTS.get(options.room) or [folder for folder in folders if (tree / folder).is_dir()]
         ends = begun + 60 * options.minutes
         found = trial(tree, options.room, tests, options.modules, options.size, options.seed, ends)
-    found |= {"commit": commit(), "seed": options.seed, "tests": tests, "seconds": round(time.monotonic() - begun)}
+    found |= {"commit": commit(), "seeds": options.seed, "tests": tests, "seconds": round(time.monotonic() - begun)}
     rooms = _rooms() | {options.room: found}
     record("mutants", "make mutants ROOM=" + options.room, {"rooms": dict(sorted(rooms.items()))})
     share = found["share_noticed"]
     print(f"{options.room}: {found['noticed']} of {found['tried']} noticed ({share:.0%}), in {found['seconds']} s")
 
 
-def trial(tree: Path, room: str, tests: list[str], modules: str, size: int, seed: int, ends: float) -> dict[str, Any]:
+def trial(tree: Path, room: str, tests: list[str], modules: str, size: int, seeds: list[int], ends: float) -> dict[str, Any]:
     """Try a sample of a room's changes until the time is up; what was noticed and what was not, as it is kept."""
     package = tree / "cft_ray" / room
     left_out, reason = LEFT_OUT.get(room, ([], ""))
-    drawn = sample(package, modules, left_out, tree, size, seed)
+    drawn = list(dict.fromkeys(change for seed in seeds for change in sample(package, modules, left_out, tree, size, seed)))
     known = baseline(tree, package, tests)
     for test in known.broken:
         print(f"left out, since it fails without a change: {test}")

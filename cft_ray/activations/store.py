@@ -45,7 +45,7 @@ class Activations:
         try:
             means = np.load(folder / ARRAY, mmap_mode="r", allow_pickle=False)
             return cls(means, pq.read_table(folder / TABLE))
-        except (OSError, ValueError, pa.ArrowInvalid) as error:
+        except (OSError, EOFError, ValueError, pa.ArrowInvalid) as error:  # of an empty file numpy says EOFError
             raise UserError(
                 f"holds no activations ({error})", where=str(folder), fix="run the activations stage again"
             ) from error
