@@ -36,6 +36,8 @@ class Baseline:
     """As the tests' own set-up leaves it."""
     starters: list[str] = field(default_factory=list)
     """The tests that start processes, in which nobody sees which lines run."""
+    noticing: dict[str, str] = field(default_factory=dict)
+    """The file of tests that last noticed a change of a line that runs on import, by module."""
 
 
 class Watch:
