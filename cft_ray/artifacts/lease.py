@@ -29,6 +29,7 @@ from pathlib import Path
 from cft_ray.storage.entry import Version
 from cft_ray.storage.errors import StorageError
 from cft_ray.storage.local import locked
+from cft_ray.storage.retry import patience
 from cft_ray.storage.root import Storage
 
 BEAT = 2.0
@@ -153,14 +154,17 @@ class Lease:
                 self._record, self._version = record, version
 
     def release(self) -> None:
-        """Give the lease back, unless it is lost. If the storage does not answer, it will expire."""
+        """Give the lease back, unless it is lost. If the storage does not answer meanwhile, it will have expired."""
         self._stop.set()
         self._thread.join()
         if self.lost:
             return
-        free = Record(attempt=self.attempt)
+        free, own = Record(attempt=self.attempt), self._storage.patience
+        limit = min(EXPIRY, patience() if own is None else own)
         try:
-            self._storage.put_if_unchanged(*_path(self._fingerprint), data=free.encode(), version=self._version)
+            Storage(self._storage.uri, limit).put_if_unchanged(
+                *_path(self._fingerprint), data=free.encode(), version=self._version
+            )
         except StorageError as error:
             logging.getLogger(__name__).warning("the lease of %s was not given back: %s", self._fingerprint[:12], error)
 

@@ -8,6 +8,7 @@ manifest at a second look too is removed, so that the plan makes it again.
 """
 
 import contextlib
+import logging
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ from typing import Any
 
 from pyarrow import parquet as pq
 
+from cft_ray.artifacts import unpublished
 from cft_ray.artifacts.manifest import (
     KIND,
     LARGEST,
@@ -37,6 +39,7 @@ from cft_ray.errors import UserError
 from cft_ray.machine import machine_folder
 from cft_ray.plan.stage import Stage
 from cft_ray.storage.cache import Kept, forget, keep
+from cft_ray.storage.errors import StorageError, Unavailable
 from cft_ray.storage.local import remove_local, sync
 from cft_ray.storage.root import Storage
 
@@ -122,15 +125,18 @@ class ArtifactStore:
 
         With a local storage it lies where it will stay, so that publishing moves and copies nothing.
         """
-        if self.storage.local:
-            folder = self.storage.folder("artifacts", kind, fingerprint, folder_name(attempt))
-        else:
-            folder = machine_folder("staging", self._place(), fingerprint, folder_name(attempt))
+        folder = self._output(kind, fingerprint, folder_name(attempt))
         with self.storage.writing():
             folder.mkdir(parents=True)
         return folder
 
-    def publish(
+    def _output(self, kind: str, fingerprint: str, name: str) -> Path:
+        """Where a stage's output lies until it is published."""
+        if self.storage.local:
+            return self.storage.folder("artifacts", kind, fingerprint, name)
+        return machine_folder("staging", self._place(), fingerprint, name)
+
+    def finished(
         self,
         stage: Stage,
         folder: Path,
@@ -140,9 +146,7 @@ class ArtifactStore:
         seconds: float,
         versions: dict[str, str],
     ) -> Manifest:
-        """Make ``folder``'s content the artifact of ``stage``; the folder is used up.
-
-        Where the artifact already exists (another run was faster), that one stays and ``folder`` is dropped.
+        """The manifest that a stage's output will have. From now on this machine knows that it is finished: see `adopt`.
 
         Args:
             stage: what was run.
@@ -151,34 +155,9 @@ class ArtifactStore:
             attempt: the number under which the stage's rows go to the tables.
             seconds: the attempt's duration.
             versions: library -> version.
-
-        Returns:
-            the manifest that stands.
-
-        Raises:
-            UserError: the storage cannot be written to; ``folder`` is as it was.
         """
-        try:
-            made = self._described(stage, folder, outputs, attempt, seconds, versions)
-            standing = self.manifest(made.kind, made.fingerprint) or self._bring(made, folder)
-        except (OSError, UserError):  # one that has published meanwhile removes the files of earlier attempts
-            if (found := self.manifest(stage.kind, stage.fingerprint)) is None:
-                raise
-            standing = found
-        if standing.folder != folder.name:
-            self.storage.delete("artifacts", stage.kind, stage.fingerprint, folder.name)
-        elif attempt > 1:
-            self._clear(standing)
-        if not self.storage.local:
-            remove_local(folder.parent)
-        return standing
-
-    def _described(
-        self, stage: Stage, folder: Path, outputs: dict[str, Any], attempt: int, seconds: float, versions: dict[str, str]
-    ) -> Manifest:
-        """The manifest that a stage's output would have."""
         files = describe_files(folder)
-        return Manifest(
+        made = Manifest(
             fingerprint=stage.fingerprint,
             kind=stage.kind,
             version=stage.spec.version,
@@ -194,9 +173,98 @@ class ArtifactStore:
             seconds=seconds,
             versions=versions,
         )
+        self._remember(made)
+        return made
 
-    def _bring(self, made: Manifest, folder: Path) -> Manifest:
+    def adopt(self, stage: Stage, folder: Path, attempt: int) -> Manifest | None:
+        """Take over what an earlier attempt had finished on this machine, and could not publish.
+
+        Args:
+            stage: to be run.
+            folder: from `stage_folder`; filled.
+            attempt: its number.
+
+        Returns:
+            as `finished`; None: nothing whole is left here, and ``folder`` is empty.
+        """
+        for left in unpublished.remembered(self._place(), stage.kind, stage.fingerprint):
+            if left.attempt >= attempt:
+                continue
+            try:
+                unpublished.take_over(self._output(stage.kind, stage.fingerprint, left.folder), folder)
+                if describe_files(folder) == left.files:
+                    made = left.model_copy(update={"folder": folder.name, "attempt": attempt})
+                    self._remember(made)
+                    return made
+            except OSError:  # it has been removed, or published from elsewhere
+                pass
+            self._drop(left)
+            remove_local(folder)
+            folder.mkdir(parents=True)
+        return None
+
+    def publish(self, made: Manifest) -> Manifest:
+        """Make a finished output the artifact of its stage; its folder is used up.
+
+        Where the artifact already exists (another run was faster), that one stays and the output is dropped.
+
+        Args:
+            made: from `finished` or `adopt`.
+
+        Returns:
+            the manifest that stands.
+
+        Raises:
+            UserError: the storage cannot be written to; the output is as it was, and the next attempt here may `adopt` it.
+        """
+        try:
+            standing = self.manifest(made.kind, made.fingerprint) or self._bring(made)
+        except Unavailable:
+            raise
+        except (OSError, UserError):  # one that has published meanwhile removes the files of earlier attempts
+            if (found := self.manifest(made.kind, made.fingerprint)) is None:
+                raise
+            standing = found
+        try:
+            if standing.folder != made.folder:
+                self.storage.delete("artifacts", made.kind, made.fingerprint, made.folder)
+            elif made.attempt > 1:
+                self._clear(standing)
+        except StorageError as error:  # the artifact stands; what is left beside it is nobody's
+            logging.getLogger(__name__).warning("leavings of %s stay: %s", made.fingerprint[:12], error)
+        unpublished.forget(self._place(), made)
+        self.tidy(standing)
+        return standing
+
+    def tidy(self, standing: Manifest) -> None:
+        """Remove what the attempts up to the one that stands have left on this machine: they can publish no more."""
+        for left in unpublished.remembered(self._place(), standing.kind, standing.fingerprint):
+            if left.folder == standing.folder:
+                unpublished.forget(self._place(), left)
+            elif left.attempt < standing.attempt:
+                self._drop(left)
+        staging = self._output(standing.kind, standing.fingerprint, standing.folder).parent
+        if not self.storage.local and staging.is_dir():
+            for folder in staging.iterdir():
+                if (attempt_of(folder.name) or 0) <= standing.attempt:
+                    remove_local(folder)
+            with contextlib.suppress(OSError):  # a later attempt is at work
+                staging.rmdir()
+
+    def _drop(self, left: Manifest) -> None:
+        remove_local(self._output(left.kind, left.fingerprint, left.folder))
+        unpublished.forget(self._place(), left)
+
+    def _remember(self, made: Manifest) -> None:
+        """Note a finished output; where this machine cannot, the output is as good, and an end of this process would lose it."""
+        try:
+            unpublished.remember(self._place(), made)
+        except OSError as error:
+            logging.getLogger(__name__).warning("a finished output could not be noted: %s", error)
+
+    def _bring(self, made: Manifest) -> Manifest:
         """Bring the files to their place, and make them the artifact; returns the manifest that stands then."""
+        folder = self._output(made.kind, made.fingerprint, made.folder)
         if self.storage.local:
             with self.storage.writing():
                 _sync_below(folder)

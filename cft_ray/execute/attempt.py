@@ -31,7 +31,7 @@ from cft_ray.machine import instruction_set
 from cft_ray.metrics.reporter import Reporter
 from cft_ray.stages import runner
 from cft_ray.stages.accounting import settle
-from cft_ray.storage.errors import StorageError
+from cft_ray.storage.errors import StorageError, Unavailable
 from cft_ray.storage.local import remove_local
 from cft_ray.storage.retry import telling
 from cft_ray.storage.root import Storage
@@ -77,6 +77,7 @@ def _claimed(told: Work, reporter: Reporter, board: Board) -> dict[str, Any]:
     with telling(lambda text: board.tell(stage.fingerprint, {"note": text})):
         while True:
             if made := store.manifest(stage.kind, stage.fingerprint):
+                store.tidy(made)
                 _send(made, told.grid, store, reporter)
                 return {"status": "done"}
             if (lease := observer.claim()) is None:
@@ -119,33 +120,47 @@ def _attempt(told: Work, store: ArtifactStore, lease: Lease, reporter: Reporter,
 
     if stage.resources.gpus == 0:  # GPUs may still have to be started; what waits for them beats when it has them
         context.progress()
+    finished = None
     try:
-        outputs = runner(stage.kind)(context)
-        settle(stage, outputs, output)
+        finished = store.adopt(stage, output, lease.attempt)
+        if finished is None:
+            outputs = runner(stage.kind)(context)
+            settle(stage, outputs, output)
+            seconds = time.monotonic() - clock
+            finished = store.finished(
+                stage, output, outputs=outputs, attempt=lease.attempt, seconds=seconds, versions=_versions()
+            )
         lease.prove()
-        made = store.publish(
-            stage, output, outputs=outputs, attempt=lease.attempt, seconds=time.monotonic() - clock, versions=_versions()
-        )
+        made = store.publish(finished)
     except Exception as raised:
-        remove_local(output)
-        error = cause(raised)
+        error, kept = cause(raised), ""
+        if finished is None:
+            remove_local(output)
+        else:  # whoever claims the stage next on this machine publishes it, unless an artifact stands by then
+            kept = f"\nThe stage's work is done and kept on {socket.gethostname()}: the same command publishes it from there."
         if isinstance(error, LeaseLost):
             raise error from raised
-        with contextlib.suppress(StorageError):  # who has taken over has put this attempt on record
-            lease.prove()
-        record("failed", error=describe(error))
+        if lease.lost:
+            raise LeaseLost(stage.fingerprint) from raised
+        if not isinstance(error, Unavailable):
+            with contextlib.suppress(StorageError):  # who has taken over has put this attempt on record
+                lease.prove()
+        record("failed", error=describe(error) + kept)
         if isinstance(error, CorruptArtifact):
             return {"status": "lost input", "lost": error.fingerprint}
         if is_death(error):
             raise
-        return {"status": "failed", "error": describe(error)}
+        return {"status": "failed", "error": describe(error) + kept}
     reported(lambda: send_artifact(reporter, store, made))
     if made.attempt == lease.attempt:
         record("done", outputs=json.dumps(made.outputs))
     else:  # another run was faster: its artifact stands, and this attempt's output is dropped
         reported(lambda: send_attempt(reporter, made.fingerprint, made.attempt, attempt_row(made, told.grid)))
-    remove_local(context.scratch)
-    store.storage.delete("checkpoints", stage.fingerprint)
+    try:
+        remove_local(context.scratch)
+        store.storage.delete("checkpoints", stage.fingerprint)
+    except (OSError, StorageError) as error:  # the stage is done all the same
+        logging.getLogger(__name__).warning("leavings of %s stay: %s", stage.fingerprint[:12], error)
     return {"status": "done"}
 
 

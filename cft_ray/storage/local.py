@@ -233,6 +233,11 @@ def sync(path: Path) -> None:
 
 
 def remove_local(folder: Path) -> None:
-    """Remove a local folder with everything in it; nothing happens where there is none."""
+    """Remove a local folder with everything in it; nothing happens where there is none, or another process removes it too."""
+
+    def failed(function: object, path: str, error: BaseException) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise error
+
     if folder.exists():
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, onerror=lambda function, path, info: failed(function, path, info[1]))

@@ -34,7 +34,7 @@ def publish(store: ArtifactStore, attempt: int = 1) -> Manifest:
     folder = store.stage_folder(*NAME, attempt)
     (folder / "model").mkdir()
     (folder / "model" / "weights").write_bytes(b"0123456789" * 1000)
-    return store.publish(STAGE, folder, outputs={"rows": 1}, attempt=attempt, seconds=1.0, versions={})
+    return store.publish(store.finished(STAGE, folder, outputs={"rows": 1}, attempt=attempt, seconds=1.0, versions={}))
 
 
 def test_artifacts_are_uploaded_downloaded_once_and_checked(storage):

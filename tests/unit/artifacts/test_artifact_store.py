@@ -33,7 +33,7 @@ def publish(store: ArtifactStore, text: str = "content", attempt: int = 1):
     (folder / "deep" / "data.txt").write_text(text)
     (folder / "tables").mkdir()
     pq.write_table(pa.table({"step": [1, 2]}), folder / "tables" / "steps.parquet")
-    return store.publish(STAGE, folder, outputs={"rows": 2}, attempt=attempt, seconds=1.5, versions={"x": "1"})
+    return store.publish(store.finished(STAGE, folder, outputs={"rows": 2}, attempt=attempt, seconds=1.5, versions={"x": "1"}))
 
 
 def test_an_artifact_exists_once_published(store):
@@ -106,7 +106,7 @@ def test_publishers_at_once_agree_on_one(store):
         folder = store.stage_folder(*NAME, number)
         (folder / "data.txt").write_text(f"{number}")
         together.wait()
-        return store.publish(STAGE, folder, outputs={"by": number}, attempt=number, seconds=1.0, versions={})
+        return store.publish(store.finished(STAGE, folder, outputs={"by": number}, attempt=number, seconds=1.0, versions={}))
 
     with ThreadPoolExecutor(6) as pool:
         made = list(pool.map(one, range(1, 7)))
@@ -238,7 +238,7 @@ def test_a_manifest_that_is_refused_loses_no_output(store, monkeypatch):
 
     monkeypatch.setattr(store.storage, "put_if_absent", refuse)
     with pytest.raises(UserError, match="refused"):
-        store.publish(STAGE, folder, outputs={}, attempt=2, seconds=1.0, versions={})
+        store.publish(store.finished(STAGE, folder, outputs={}, attempt=2, seconds=1.0, versions={}))
     assert (folder / "data.txt").read_text() == "hours of work"
 
 

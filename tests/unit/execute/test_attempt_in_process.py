@@ -151,7 +151,9 @@ def test_a_stage_waits_for_another_run_and_takes_its_artifact(storage, tmp_path,
         if len(waited) == 3:
             folder = ArtifactStore(storage).stage_folder(made.kind, made.fingerprint, 1)
             (folder / "data.txt").write_text("theirs")
-            ArtifactStore(storage).publish(made, folder, outputs={"total": 1}, attempt=1, seconds=2.0, versions={})
+            ArtifactStore(storage).publish(
+                ArtifactStore(storage).finished(made, folder, outputs={"total": 1}, attempt=1, seconds=2.0, versions={})
+            )
 
     monkeypatch.setattr(attempt.time, "sleep", meanwhile)
     board = Told()

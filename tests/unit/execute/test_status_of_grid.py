@@ -53,7 +53,9 @@ def published(storage: Storage, made: Stage, attempt: int = 1, steps: int = 0, a
         pq.write_table(table_of("steps", table), folder / "tables" / "steps.parquet")
     if account is not None:
         settle(made, {"account": account.model_dump()}, folder)
-    return store.publish(made, folder, outputs={"rows": 2}, attempt=attempt, seconds=90.0, versions={"torch": "2"})
+    return store.publish(
+        store.finished(made, folder, outputs={"rows": 2}, attempt=attempt, seconds=90.0, versions={"torch": "2"})
+    )
 
 
 def attempted(storage: Storage, made: Stage, attempt: int, state: str, error: str | None = None, seconds: float = 1.0) -> None:

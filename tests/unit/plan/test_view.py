@@ -51,7 +51,7 @@ def test_storage_says_what_is_cached_and_is_not_touched(repository, tmp_path):
     store = ArtifactStore(Storage(tmp_path / "runs"))
     folder = store.stage_folder(stage.kind, stage.fingerprint, 1)
     (folder / "rows.parquet").write_bytes(b"x")
-    store.publish(stage, folder, outputs={}, attempt=1, seconds=1.0, versions={})
+    store.publish(store.finished(stage, folder, outputs={}, attempt=1, seconds=1.0, versions={}))
     cached = [fingerprint for fingerprint, reason in view(plan, grid).reasons.items() if reason.status == "cached"]
     assert cached == [stage.fingerprint]
 
