@@ -236,6 +236,17 @@ class ArtifactStore:
         self.tidy(standing)
         return standing
 
+    def scratch(self, fingerprint: str) -> Path:
+        """Local folder of a stage that survives its attempts on this machine."""
+        return machine_folder("scratch", self._place(), fingerprint)
+
+    def has_left(self, made: Manifest) -> bool:
+        """Whether attempts at an artifact have left something on this machine; nothing is opened."""
+        folders = [self.scratch(made.fingerprint), unpublished.folder(self._place(), made.fingerprint)]
+        if not self.storage.local:
+            folders.append(self._output(made.kind, made.fingerprint, made.folder).parent)
+        return any(folder.exists() for folder in folders)
+
     def tidy(self, standing: Manifest) -> None:
         """Remove what the attempts up to the one that stands have left on this machine: they can publish no more."""
         for left in unpublished.remembered(self._place(), standing.kind, standing.fingerprint):

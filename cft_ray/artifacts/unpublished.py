@@ -14,7 +14,7 @@ from pathlib import Path
 
 from cft_ray.artifacts.manifest import LARGEST, BadManifest, Manifest, decode
 from cft_ray.machine import machine_folder
-from cft_ray.storage.local import write_local
+from cft_ray.storage.local import remove_local, write_local
 
 
 def remember(place: str, made: Manifest) -> None:
@@ -32,9 +32,8 @@ def remember(place: str, made: Manifest) -> None:
 
 def remembered(place: str, kind: str, fingerprint: str) -> list[Manifest]:
     """The outputs of a stage that are finished here, the newest first; records that are none are passed over."""
-    folder, found = machine_folder("finished", place, fingerprint), []
-    names = sorted(os.listdir(folder), reverse=True) if folder.is_dir() else []  # noqa: PTH208 - names are wanted
-    for path in (folder / name for name in names if name.endswith(".json") and not name.startswith(".")):
+    found = []
+    for path in sorted(folder(place, fingerprint).glob("[0-9]*.json"), reverse=True):
         with contextlib.suppress(BadManifest, FileNotFoundError):
             if path.stat().st_size <= LARGEST:
                 found.append(decode(path.read_bytes(), kind, fingerprint))
@@ -42,11 +41,17 @@ def remembered(place: str, kind: str, fingerprint: str) -> list[Manifest]:
 
 
 def forget(place: str, made: Manifest) -> None:
-    """Remove the record of an output; nothing happens where there is none."""
+    """Remove the record of an output, and with the last one what a killed process left of another; nothing happens where there
+    is none."""
     record = _record(place, made)
     record.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # another attempt's is there still
-        record.parent.rmdir()
+    if not any(record.parent.glob("[0-9]*.json")):
+        remove_local(record.parent)
+
+
+def folder(place: str, fingerprint: str) -> Path:
+    """Where the records of a stage lie."""
+    return machine_folder("finished", place, fingerprint)
 
 
 def take_over(source: Path, target: Path) -> None:
@@ -68,4 +73,4 @@ def _link(source: str, target: str) -> None:
 
 
 def _record(place: str, made: Manifest) -> Path:
-    return machine_folder("finished", place, made.fingerprint, f"{made.folder}.json")
+    return folder(place, made.fingerprint) / f"{made.folder}.json"

@@ -24,6 +24,7 @@ from cft_ray.artifacts.manifest import Manifest
 from cft_ray.artifacts.store import ArtifactStore, CorruptArtifact
 from cft_ray.errors import StageFailed, UserError, without_secrets
 from cft_ray.execute.context import RunContext
+from cft_ray.execute.leavings import clear
 from cft_ray.execute.progress import Board
 from cft_ray.execute.tables import attempt_row, send_artifact, send_attempt
 from cft_ray.execute.work import Work
@@ -77,7 +78,7 @@ def _claimed(told: Work, reporter: Reporter, board: Board) -> dict[str, Any]:
     with telling(lambda text: board.tell(stage.fingerprint, {"note": text})):
         while True:
             if made := store.manifest(stage.kind, stage.fingerprint):
-                store.tidy(made)
+                clear(store, made)
                 _send(made, told.grid, store, reporter)
                 return {"status": "done"}
             if (lease := observer.claim()) is None:
@@ -156,11 +157,7 @@ def _attempt(told: Work, store: ArtifactStore, lease: Lease, reporter: Reporter,
         record("done", outputs=json.dumps(made.outputs))
     else:  # another run was faster: its artifact stands, and this attempt's output is dropped
         reported(lambda: send_attempt(reporter, made.fingerprint, made.attempt, attempt_row(made, told.grid)))
-    try:
-        remove_local(context.scratch)
-        store.storage.delete("checkpoints", stage.fingerprint)
-    except (OSError, StorageError) as error:  # the stage is done all the same
-        logging.getLogger(__name__).warning("leavings of %s stay: %s", stage.fingerprint[:12], error)
+    clear(store, made)
     return {"status": "done"}
 
 

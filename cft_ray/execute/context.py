@@ -10,9 +10,9 @@ from typing import Any
 from cft_ray.artifacts.lease import Fence
 from cft_ray.artifacts.store import ArtifactStore
 from cft_ray.errors import UserError
+from cft_ray.execute.leavings import CHECKPOINTS
 from cft_ray.execute.progress import Board
 from cft_ray.execute.work import Work
-from cft_ray.machine import machine_folder
 from cft_ray.metrics.reporter import Reporter
 from cft_ray.plan.digest import Digests
 from cft_ray.plan.specs import Checkpoint
@@ -36,14 +36,14 @@ class RunContext:
     def __init__(self, work: Work, output: Path, attempt: int, fence: Fence, reporter: Reporter, board: Board) -> None:
         self.stage: Stage = work.stage
         self.output = output
-        self.scratch = machine_folder("scratch", sha256(work.storage.encode()).hexdigest()[:12], work.stage.fingerprint)
+        self._store = ArtifactStore(Storage(work.storage))
+        self.scratch = self._store.scratch(work.stage.fingerprint)
         self.scratch.mkdir(parents=True, exist_ok=True)
-        self.checkpoints = f"{work.storage}/checkpoints/{work.stage.fingerprint}"
+        self.checkpoints = f"{work.storage}/{CHECKPOINTS}/{work.stage.fingerprint}"
         self.attempt = attempt
         self.loggers = work.loggers
         self.host = work.host
         self._work, self._fence, self._reporter, self._board = work, fence, reporter, board
-        self._store = ArtifactStore(Storage(work.storage))
         self._models: dict[str, tuple[str, Kept | None]] = {}
 
     def __reduce__(self) -> tuple[type["RunContext"], tuple[Any, ...]]:

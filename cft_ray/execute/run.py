@@ -27,6 +27,7 @@ from cft_ray.errors import UserError, without_secrets
 from cft_ray.execute.attempt import cause
 from cft_ray.execute.cluster import OBJECT_STORE, capacity, connected
 from cft_ray.execute.hosts import Hosts
+from cft_ray.execute.leavings import clear_left
 from cft_ray.execute.progress import Board, Display
 from cft_ray.execute.record import save_plan
 from cft_ray.execute.schedule import Schedule, State
@@ -170,6 +171,7 @@ def run(
 
     with Interrupt().watching() as interrupt:
         cached = verify_cached(plan, store, console, interrupt)
+        clear_left(store, cached)
         console.print(f"Connecting to Ray at {address} …" if address else "Starting Ray …", markup=False, highlight=False)
         with connected(address, cpus, object_store) as dashboard, interrupt.watching():  # again: Ray has taken SIGTERM
             reporter = start_reporter(store.storage.uri)

@@ -35,7 +35,7 @@ def world(tmp_path, monkeypatch) -> World:
 
 def drive(world: World, seconds: float) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, str(DRIVER), str(world.log.parent), str(seconds)],
+        [sys.executable, str(DRIVER), "fault", str(world.log.parent), str(seconds)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -11,7 +11,9 @@ from pathlib import Path
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
-from pausable_drive import pausable_plan
+from drive import one_plan
+from toygraph import World
+from toystage import HASTE
 
 import cft_ray
 from cft_ray.artifacts.store import ArtifactStore
@@ -24,7 +26,7 @@ pytestmark = pytest.mark.timeout(400)
 
 
 def drive(storage: str, log: Path, seconds: float) -> subprocess.Popen[str]:
-    command = [sys.executable, str(PLANTED / "pausable_drive.py"), storage, str(log), str(seconds)]
+    command = [sys.executable, str(PLANTED / "drive.py"), "one", str(log.parent), str(seconds), storage]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -45,6 +47,7 @@ def until(condition, *processes: subprocess.Popen[str]) -> None:
 @pytest.mark.parametrize("where", ["folder", "bucket"])
 def test_a_stopped_process_that_goes_on_publishes_nothing(where, s3, tmp_path, monkeypatch):
     monkeypatch.setenv("CFT_RAY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv(HASTE, "3")
     uri = str(tmp_path / "storage") if where == "folder" else f"s3://{s3.bucket()}/run"
     log = tmp_path / "runs.log"
     first = drive(uri, log, 2)
@@ -54,7 +57,7 @@ def test_a_stopped_process_that_goes_on_publishes_nothing(where, s3, tmp_path, m
     out, error = second.communicate(timeout=WAIT)
     assert second.returncode == 0, error
     assert json.loads(out) == {"one": "done"} and len(begun(log)) == 2
-    stage = next(iter(pausable_plan(log, 2).stages.values()))
+    stage = next(iter(one_plan(World(tmp_path), 2).stages.values()))
     store = ArtifactStore(Storage(uri))
     made = store.verify(stage.kind, stage.fingerprint)
     os.kill(begun(log)[0], signal.SIGCONT)
@@ -64,7 +67,7 @@ def test_a_stopped_process_that_goes_on_publishes_nothing(where, s3, tmp_path, m
     assert f"{begun(log)[1]} end" in log.read_text()  # the first may come to its end, too, and finds out when it publishes
     assert store.verify(stage.kind, stage.fingerprint) == made and made.attempt == 2
     assert made.outputs["pid"] == begun(log)[1]
-    assert (store.fetch(stage.kind, stage.fingerprint) / "by.txt").read_text() == str(begun(log)[1])
+    assert (store.fetch(stage.kind, stage.fingerprint) / "data.txt").read_text() == "one" * 3
     left = [entry.name for entry in store.storage.list("artifacts", stage.kind, stage.fingerprint)]
     assert left == sorted([made.folder, "manifest.json"])
     rows = cft_ray.open(uri).stages().sort("attempt").select("attempt", "status").collect().rows()

@@ -1,4 +1,7 @@
-"""A driver process: runs the fault tests' plan in the folder given, and exits as the command would."""
+"""A driver process: runs a plan of the fault tests, and exits as the command would.
+
+python drive.py fault|one|grid FOLDER SECONDS [STORAGE]
+"""
 
 import json
 import sys
@@ -18,8 +21,24 @@ def fault_plan(world: World, seconds: float) -> Plan:
     return plan(quick, other, slow, last)
 
 
+def one_plan(world: World, seconds: float) -> Plan:
+    """One stage."""
+    return plan(world.stage("one", seconds=seconds))
+
+
+def grid_plan(world: World, seconds: float) -> Plan:
+    """A grid in little: a base, two first phases, four second phases that write checkpoints, and what measures each."""
+    base = world.stage("base", seconds=seconds)
+    firsts = [world.stage(f"first{n}", [base], seconds=seconds, checkpoints=2) for n in range(2)]
+    seconds_ = [world.stage(f"second{n}", [firsts[n % 2]], seconds=seconds, checkpoints=2, rows=4) for n in range(4)]
+    asked = [world.stage(f"asked{n}", [trained], seconds=seconds / 2) for n, trained in enumerate((*firsts, *seconds_))]
+    return plan(base, *firsts, *seconds_, *asked)
+
+
+PLANS = {"fault": fault_plan, "one": one_plan, "grid": grid_plan}
+
 if __name__ == "__main__":
-    world = World(Path(sys.argv[1]))
-    outcome = run(fault_plan(world, float(sys.argv[2])), world.storage, cpus=2, object_store=200 * 2**20)
+    world = World(Path(sys.argv[2]), *sys.argv[4:])
+    outcome = run(PLANS[sys.argv[1]](world, float(sys.argv[3])), world.storage, cpus=2, object_store=200 * 2**20)
     print(json.dumps({stage.label: stage.status for stage in outcome.stages.values()}))
     sys.exit(outcome.exit_code)

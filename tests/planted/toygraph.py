@@ -3,20 +3,22 @@
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import polars as pl
 from toystage import ToySpec
 
-from cft_ray.metrics.schemas import KEY
+from cft_ray.metrics.schemas import KEY, SCHEMAS
+from cft_ray.metrics.store import read_files
 from cft_ray.plan.stage import Plan, PlannedCell, Resources, Stage
+from cft_ray.storage.root import Storage
 
 
 class World:
-    """A storage and the log of its stages' runs, in one folder."""
+    """A storage and the log of its stages' runs, in one folder; the storage may lie elsewhere."""
 
-    def __init__(self, folder: Path) -> None:
-        self.storage = str(folder / "storage")
+    def __init__(self, folder: Path, storage: str | None = None) -> None:
+        self.storage = storage or str(folder / "storage")
         self.log = folder / "runs.log"
 
     def stage(self, name: str, inputs: Sequence[Stage] = (), cpus: float = 1.0, **settings: Any) -> Stage:
@@ -38,7 +40,8 @@ class World:
 
     def table(self, name: str) -> pl.DataFrame:
         """The union of a table's files by key, which is what a table is."""
-        return pl.read_parquet(f"{self.storage}/tables/{name}/*.parquet").unique(KEY)
+        parts = read_files(Storage(self.storage), name, SCHEMAS[name].names)
+        return pl.concat([cast(pl.DataFrame, pl.from_arrow(rows)) for _, rows in parts]).unique(KEY)
 
     def steps(self, stage: Stage) -> list[int]:
         """The steps in the table under the attempt that counts, doubled ones doubled."""

@@ -8,9 +8,16 @@ from typing import ClassVar
 import pyarrow as pa
 from pyarrow import parquet as pq
 
+from cft_ray.artifacts import lease
 from cft_ray.errors import UserError
 from cft_ray.plan.specs import SPECS, Spec, locator
 from cft_ray.stages.context import StageContext
+from cft_ray.storage.root import Storage
+
+HASTE = "TOYSTAGE_EXPIRY"
+"""environment variable: seconds after which a lease expires in every process that imports this; for tests of expiry"""
+if expiry := os.environ.get(HASTE):
+    lease.BEAT, lease.EXPIRY = float(expiry) / 15, float(expiry)
 
 
 class ToySpec(Spec):
@@ -20,6 +27,7 @@ class ToySpec(Spec):
     rows: int = 3
     fails: str | None = locator("how it fails, if it does")
     seconds: float = locator("how long it takes", 0.0)
+    checkpoints: int = locator("how often it writes a checkpoint", 0)
     log: str = locator("file that gets a line for each run")
 
 
@@ -40,6 +48,9 @@ def run(context: StageContext) -> dict:
         marker.touch()
         os.kill(os.getpid(), 9)
     context.report("steps", [{"step": 1, "loss": 2.0}], 1)
+    for number in range(spec.checkpoints):
+        context.prove()
+        Storage(context.checkpoints).write(f"step-{number}", data=b"half")
     end = time.monotonic() + spec.seconds
     while time.monotonic() < end:
         context.progress(done=int(100 * (1 - (end - time.monotonic()) / spec.seconds)), total=100, unit="%", loss=1.5)

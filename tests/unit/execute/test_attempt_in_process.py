@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from inprocess import Direct, Told
 from ray.air.constants import EXPR_ERROR_PICKLE_FILE
 from ray.exceptions import RayTaskError, WorkerCrashedError
 from ray.train._internal.storage import StorageContext
@@ -27,34 +28,10 @@ from cft_ray.execute.schedule import Schedule, State
 from cft_ray.execute.searcher import StageSearcher
 from cft_ray.execute.work import Work
 from cft_ray.grid.settings import GenerationSettings
-from cft_ray.metrics.schemas import table_of
-from cft_ray.metrics.store import Append, TableStore, read_files
+from cft_ray.metrics.store import read_files
 from cft_ray.plan.specs import EvaluateSpec
 from cft_ray.plan.stage import Resources, Stage
 from cft_ray.storage.root import Storage
-
-
-class Direct:
-    """A reporter in this process."""
-
-    def __init__(self, storage: Storage, broken: bool = False) -> None:
-        self.storage, self.broken = storage, broken
-
-    def append(self, table: str, rows: Any, *, fingerprint: str, attempt: int, sequence: int) -> None:
-        if self.broken:
-            raise UserError("the storage is full", where=self.storage.uri, fix="free space")
-        body = table_of(table, rows)
-        TableStore(self.storage, table).commit([Append(fingerprint, attempt, sequence, body)])
-
-
-class Told:
-    """A board that keeps all that it is told."""
-
-    def __init__(self) -> None:
-        self.values: list[dict[str, Any]] = []
-
-    def tell(self, fingerprint: str, values: dict[str, Any], *, beat: bool = False) -> None:
-        self.values.append(values)
 
 
 @pytest.fixture
