@@ -13,16 +13,18 @@ class Direct:
 
     def __init__(self, storage: Storage, broken: bool = False) -> None:
         self.storage, self.broken = storage, broken
+        self._tables: dict[str, TableStore] = {}
 
     def append(self, table: str, rows: Any, *, fingerprint: str, attempt: int, sequence: int) -> None:
         if self.broken:
             raise UserError("the storage is full", where=self.storage.uri, fix="free space")
-        body = table_of(table, rows)
-        TableStore(self.storage, table).commit([Append(fingerprint, attempt, sequence, body)])
+        if table not in self._tables:
+            self._tables[table] = TableStore(self.storage, table)
+        self._tables[table].commit([Append(fingerprint, attempt, sequence, table_of(table, rows))])
 
     def finish(self) -> None:
-        for folder in self.storage.list("tables"):
-            TableStore(self.storage, folder.name).compact()
+        for table in self._tables.values():
+            table.compact()
 
 
 class Told:
