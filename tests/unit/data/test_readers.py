@@ -412,3 +412,8 @@ class TestValues:
         with pytest.raises(UserError, match="byte 0xff at 1 in column 'a' is no UTF-8") as raised:
             as_text(pa.table({"a": chunks}), Wanted(("a",)), "file", first=11)
         assert raised.value.where == "file: row 14"
+
+    def test_half_a_character_inside_of_a_list_is_refused_as_any_other(self, tmp_path):
+        save(tmp_path / "a.jsonl", '{"turns": ["ok"]}\n{"turns": [{"content": "cut \\ud83d"}]}\n')
+        said = refused(tmp_path / "a.jsonl", Wanted(("turns",), lists=frozenset({"turns"})))
+        assert r"line 2: 'turns' has half of a character, '\ud83d'" in said
