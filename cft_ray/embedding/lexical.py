@@ -22,7 +22,7 @@ DIMENSION = 256
 LENGTHS = (2, 3)
 """of the n-grams, in characters, with a space on both sides of a word; single letters would make all texts alike"""
 MOST_CHARACTERS = 4096
-"""of a text; what is beyond is cut off"""
+"""of a text, where no fewer are asked for; what is beyond is cut off"""
 
 
 class CharacterNgrams(InputModule):
@@ -33,7 +33,7 @@ class CharacterNgrams(InputModule):
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any) -> dict[str, torch.Tensor]:
         """``sentence_embedding``: [texts, `DIMENSION`] float32."""
-        vectors = [_vector(f"{prompt or ''}{text}"[:MOST_CHARACTERS]) for text in inputs]
+        vectors = [_vector(f"{prompt or ''}{text}"[: self.max_seq_length]) for text in inputs]
         return {"sentence_embedding": torch.from_numpy(np.stack(vectors))}
 
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:

@@ -27,7 +27,8 @@ class Embedder:
 
     Args:
         folder: of the model; None: the lexical embedder.
-        max_length: tokens kept of a text; None, or more than the model takes: the model's own limit.
+        max_length: tokens kept of a text (characters, of the lexical embedder); None, or more than the model takes: the
+            model's own limit.
         threads: of torch, on a CPU.
 
     Raises:
@@ -43,7 +44,7 @@ class Embedder:
         self._model = _loaded(folder)
         own = self._model.max_seq_length
         self.limit: int | None = own if max_length is None else min(max_length, own or max_length)
-        if folder is not None and self.limit != own:
+        if self.limit != own:
             self._model.max_seq_length = self.limit
 
     def encode(self, texts: Sequence[str], batch_size: int = 32) -> Encoded:

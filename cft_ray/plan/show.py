@@ -68,9 +68,9 @@ def _table(title: str, text: Sequence[str], numbers: Sequence[str] = ()) -> Tabl
     """A table that stays readable in 80 columns."""
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
     for name in text:
-        table.add_column(name, no_wrap=name == "kind")
+        table.add_column(name)
     for name in numbers:
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right")
     return table
 
 

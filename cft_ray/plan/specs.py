@@ -214,6 +214,7 @@ class EmbedSpec(Spec):
     """Sentence embeddings of rows. Inputs: `data`, a `dataset` or `replay` artifact."""
 
     kind: ClassVar[str] = "embed"
+    version: ClassVar[int] = 2
     checkpoints: dict[str, Checkpoint] = Field(default_factory=dict, description="`embedder`; none: lexical vectors")
     settings: EmbeddingSettings
 

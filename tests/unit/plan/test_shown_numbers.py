@@ -334,3 +334,46 @@ def test_large_stages_are_warned_of_three_at_most():
     text = MANY.replace("{a: {base: {hub: org/a}}}", f"{{{models}}}").replace("DATASETS", "d: {toy: alpaca, languages: [en]}")
     grid = grid_from_text(text.replace("PAIRS", "{phase1: d, phase2: d}"), "g.yaml", tight)
     assert len([text for text in view(build(grid), grid, []).warnings if "which has 24 GB" in text]) == 3
+
+
+def test_the_memory_of_a_training_is_shown_part_by_part(repository):
+    grid = load_grid(repository / "grids/full.yaml", ["exclude=[{phase2: mopenorca}]", "training.gradient_checkpointing=true"])
+    plan = build(grid)
+    found = {plan.stages[key].label: estimate.memory for key, estimate in view(plan, grid, []).estimates.items()}
+    memory = found["mistral-7b alpaca"]
+    assert memory is not None
+    said = {line[0]: line[1] for line in lines(plan, grid, []) if len(line) > 1}
+    parts = dataclasses.asdict(memory)
+    assert {name: said[name] for name in parts} == {name: _memory(value) for name, value in parts.items()}
+
+
+def drawn(plan: Plan, grid: Grid, made: list[Made], width: int, **options: Any) -> list[str]:
+    text = io.StringIO()
+    show(plan, grid, Console(file=text, width=width), made, **options)
+    return text.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 120])
+def test_numbers_and_kinds_are_whole_at_any_width_and_titles_stand_left(width, repository):
+    """Names give way, or each row is a list of its cells."""
+    grid = load_grid(repository / "grids/full.yaml", ["exclude=[{phase2: mopenorca}]"])
+    plan = build(grid)
+    wide, narrow = (drawn(plan, grid, [], each) for each in (1000, width))
+    rows = [line.split() for line in wide if len(line.split()) == 9 and line.split()[0] in ("finetune", "evaluate", "replay")]
+    assert len(rows) == 3
+    text = " ".join(" ".join(narrow).split())
+    heads = ("unique", "cached", "new", "tokens", "FLOPs", "GB", "dev-hours", "USD")
+    for row in rows:
+        below = " ".join(f"{head}: {number}" for head, number in zip(heads, row[1:], strict=True))
+        assert " ".join(row) in text or f"- {row[0]} {below}" in text
+    for shown in (wide, narrow):
+        assert [line.rstrip() for line in shown if "most shared" in line] == ["most shared"]
+
+
+def test_the_words_of_a_reason_and_of_rows_are_whole_where_there_is_room(repository):
+    grid = load_grid(repository / "grids/smoke.yaml", [])
+    plan = build(grid)
+    key, stage = next((key, stage) for key, stage in plan.stages.items() if stage.kind == "dataset")
+    account = RowAccount(came=9, used=8, left_out={"no_output": 1}, set_aside={})
+    text = " ".join(" ".join(drawn(plan, grid, [], 80, rows={key: account})).split())
+    assert f"{stage.label} 9 8 1 11.1 % 1 without an answer (11.1 %)" in text
