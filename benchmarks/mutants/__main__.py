@@ -17,6 +17,7 @@ import yaml
 from record import REPORTS, ROOT, commit, record
 
 from mutants.changes import Change, sample
+from mutants.swapped import Session
 from mutants.trial import baseline, copy_of, noticed
 
 LEFT_OUT = {
@@ -83,6 +84,7 @@ def trial(tree: Path, room: str, tests: list[str], modules: str, size: int, seed
     reasons = {
         (e["file"], e["line"], e["change"]): e["reason"] for e in yaml.safe_load(EQUIVALENT.read_text(encoding="utf-8")) or ()
     }
+    session = Session(tree, tests, known)
     survivors, equivalent = [], []
     done = 0
     for number, change in enumerate(drawn, 1):
@@ -98,12 +100,13 @@ def trial(tree: Path, room: str, tests: list[str], modules: str, size: int, seed
             equivalent.append({**where, "reason": known_reason})
             said = "equivalent"
         else:
-            by = noticed(tree, tests, change, known)
+            by = noticed(tree, tests, change, known, session)
             said = by or "NOT NOTICED"
             if by is None:
                 survivors.append({"at": f"{change.path}:{change.line}", "operator": change.operator, **where})
         said += f" ({time.monotonic() - began:.0f} s)"
         print(f"{number:4}/{len(drawn)} {change.path}:{change.line} {change.operator}: {after}  | {said}", flush=True)
+    session.close()
     tried = done - len(equivalent)
     return {
         "drawn": done,

@@ -20,8 +20,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+from mutants import swapped
 from mutants.changes import Change
 from mutants.observe import Baseline, Order, Watch, run
+from mutants.swapped import CANNOT, Session
 
 PASSED = 0
 
@@ -75,10 +77,11 @@ def baseline(tree: Path, package: Path, tests: list[str]) -> Baseline:
     return result
 
 
-def noticed(tree: Path, tests: list[str], change: Change, known: Baseline) -> str | None:
+def noticed(tree: Path, tests: list[str], change: Change, known: Baseline, session: Session | None = None) -> str | None:
     """What the tests say to a change: the first that failed, or None where all passed or none runs the changed line.
 
-    A line that no test runs may run in a process that a test starts, so those tests are asked.
+    A line that no test runs may run in a process that a test starts, so those tests are asked. Of a waiting session
+    (`mutants.swapped`) the answer comes sooner, where it can give one.
     """
     module = tree / change.path
     source, times = module.read_text(encoding="utf-8"), module.stat()
@@ -94,6 +97,10 @@ def noticed(tree: Path, tests: list[str], change: Change, known: Baseline) -> st
             return None
     module.write_text(change.applied(source), encoding="utf-8")
     try:
+        if session is not None and not imported:
+            said = session.notice(change.path, source, change.applied(source), likely)
+            if said != CANNOT:
+                return None if said == swapped.PASSED else said
         # Other files need not even be collected, as `Order` would leave them out.
         files = tests if everything else sorted({test.partition("::")[0] for test in likely})
         said = None

@@ -1,5 +1,6 @@
 """Which changes are tried, and that the trial notices what it should and only that."""
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -56,23 +57,56 @@ def test_a_seed_draws_the_same_places_once_each(tmp_path):
     assert sample(tmp_path, "other*.py", [], tmp_path, 99, 0) == sample(tmp_path, "*.py", ["m*.py"], tmp_path, 99, 0) == []
 
 
-TRIAL = """
-import sys
-from pathlib import Path
-from mutants.changes import changes_of
-from mutants.trial import baseline, noticed
-tree = Path(sys.argv[1])
-known = baseline(tree, tree / "package", ["tests"])
-source = (tree / "package/m.py").read_text()
-for place in changes_of("package/m.py", source):
-    for change in place:
-        line = " ".join(change.applied(source).splitlines()[change.line - 1].split())
-        if line in ("LIMIT = 5", "LIMIT = 3", "return n >= LIMIT", "return n - 1", "return n - 2"):
-            print(line, noticed(tree, ["tests"], change, known), sep="|")
-assert (tree / "package/m.py").read_text() == source
-print(known.broken)
-"""
+MODULE = """
+import functools
 
+LIMIT = 4
+
+def fits(n):
+    return n < LIMIT
+
+def never(n):
+    return n + 1
+
+def elsewhere(n):
+    return n + 2
+
+def doubling(work):
+    @functools.wraps(work)
+    def twice(*given):
+        return 2 * work(*given)
+    return twice
+
+@doubling
+def three(n):
+    return n + 3
+
+def on_import():
+    return 5 - 1
+
+MADE = on_import()
+
+class Box:
+    size = 7 * 1
+
+    def area(self, scale=8 * 1):
+        return [self.size * (lambda n: n - 9)(side) * scale for side in (10, 11)]
+"""
+TESTS = """
+from package import m
+
+def test_fits():
+    assert m.fits(3)
+
+def test_broken():
+    assert False
+
+def test_three():
+    assert m.three(1) == 8
+
+def test_box():
+    assert m.MADE == 4 and m.Box().area() == [7 * 8, 7 * 2 * 8]
+"""
 PROCESS = """
 import subprocess, sys
 
@@ -80,17 +114,46 @@ def test_elsewhere():
     code = "from package import m; print(m.elsewhere(1))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "3\\n"
 """
+TRIAL = """
+import sys
+from pathlib import Path
+from mutants.changes import changes_of
+from mutants.swapped import CANNOT, Session
+from mutants.trial import baseline, noticed
+tree = Path(sys.argv[1])
+ANEW = {
+    "LIMIT = 5", "LIMIT = 3", "return n >= LIMIT", "return n - 1", "return n - 2", "return n - 3", "return 3 * work(*given)",
+    "return 5 + 1", "size = 8 * 1", "return [self.size * (lambda n: n + 9)(side) * scale for side in (10, 11)]",
+}
+known = baseline(tree, tree / "package", ["tests"])
+session = Session(tree, ["tests"], known)
+assert session.sound
+source, quick = (tree / "package/m.py").read_text(), []
+for place in changes_of("package/m.py", source):
+    for change in place:
+        after = change.applied(source)
+        line = " ".join(after.splitlines()[change.line - 1].split())
+        if line not in ANEW:
+            continue
+        quick += [line] if session.notice(change.path, source, after, set()) != CANNOT else []
+        both = [noticed(tree, ["tests"], change, known, each) for each in (None, session)]
+        said = both[0] if both[0] == both[1] else both
+        print(line, said, sep="|")
+session.close()
+assert (tree / "package/m.py").read_text() == source
+print(known.broken)
+print(quick)
+"""
 
 
 def test_a_change_is_noticed_by_the_test_that_reaches_it(tmp_path, repository):
+    """Whether all is imported anew or the changed functions are put into a session that waits."""
     tree = tmp_path / "tree"
     (tree / "package").mkdir(parents=True)
     (tree / "tests").mkdir()
     (tree / "package" / "__init__.py").touch()
-    module = "LIMIT = 4\n\ndef fits(n):\n    return n < LIMIT\n\ndef never(n):\n    return n + 1\n\n"
-    tests = "from package import m\n\ndef test_fits():\n    assert m.fits(3)\n\ndef test_broken():\n    assert False\n"
-    (tree / "package" / "m.py").write_text(module + "def elsewhere(n):\n    return n + 2\n")
-    (tree / "tests" / "test_m.py").write_text(tests)
+    (tree / "package" / "m.py").write_text(MODULE)
+    (tree / "tests" / "test_m.py").write_text(TESTS)
     (tree / "tests" / "test_process.py").write_text(PROCESS)
     (tree / "pyproject.toml").write_text('[tool.pytest.ini_options]\naddopts = ""\n')
     ran = subprocess.run(
@@ -100,12 +163,17 @@ def test_a_change_is_noticed_by_the_test_that_reaches_it(tmp_path, repository):
         text=True,
         check=True,
     )
-    *lines, broken = ran.stdout.splitlines()
-    assert dict(line.split("|") for line in lines) == {
-        "LIMIT = 5": "None",  # nothing tests the bound
-        "LIMIT = 3": "FAILED tests/test_m.py::test_fits",  # runs on import: all tests are asked
-        "return n >= LIMIT": "FAILED tests/test_m.py::test_fits",
-        "return n - 1": "None",  # no test runs it
-        "return n - 2": "FAILED tests/test_process.py::test_elsewhere",  # runs in another process: those that start one are asked
-    }
+    *lines, broken, quick = ran.stdout.splitlines()
+    found = dict(line.split("|") for line in lines)
+    assert found["LIMIT = 5"] == "None", "nothing tests the bound"
+    assert found["return n - 1"] == "None", "no test runs it"
+    assert found["return n - 2"] == "FAILED tests/test_process.py::test_elsewhere", "those that start a process are asked"
+    file = "FAILED tests/test_m.py::"
+    assert {found["LIMIT = 3"], found["return n >= LIMIT"]} == {f"{file}test_fits"}, "a constant may be used by any test"
+    assert {found["return n - 3"], found["return 3 * work(*given)"]} == {f"{file}test_three"}
+    inside = "return [self.size * (lambda n: n + 9)(side) * scale for side in (10, 11)]"
+    assert {found[line] for line in ("return 5 + 1", "size = 8 * 1", inside)} == {f"{file}test_box"}
     assert broken == "['tests/test_m.py::test_broken']"
+    taken = set(ast.literal_eval(quick))
+    assert taken >= {"return n >= LIMIT", "return 3 * work(*given)", "return n - 3", inside}
+    assert not taken & {"LIMIT = 3", "size = 8 * 1"}, "what runs on import is imported anew"
