@@ -152,7 +152,7 @@ def test_work_that_stands_still_is_killed_and_tried_again(monkeypatch):
     still = Task(9_000, beats=(10.0, 100.0))
     world = World(monkeypatch, still, Task(200, beats=every(50, 200)))
     assert world.watched(still_minutes=2) == DONE
-    assert still.cancelled == pytest.approx(100 + 120, abs=10) and still.cancelled > 220
+    assert still.cancelled is not None and 220 < still.cancelled <= 230
     assert world.recorded == ["its work made no progress for 2 min, and was ended (resources.dataset.still_minutes)"]
     assert world.notes == ["its process died (1 of 3): tried again"]
     always = [Task(9_000, beats=(10.0,)) for _ in range(3)]
@@ -169,7 +169,8 @@ def test_a_board_that_does_not_answer_ends_nothing(monkeypatch):
 
 
 def test_it_is_looked_at_often_enough_for_short_limits(monkeypatch):
-    for resources, seconds in (({}, 5.0), ({"still_minutes": 0.2}, 3.0), ({"hours": 8 / 3600}, 2.0)):
+    given: list[tuple[dict[str, Any], float]] = [({}, 5.0), ({"still_minutes": 0.2}, 3.0), ({"hours": 8 / 3600}, 2.0)]
+    for resources, seconds in given:
         world = World(monkeypatch, Task(1))
         world.watched(**resources)
         assert world.looks == [pytest.approx(seconds)]
