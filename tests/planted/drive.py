@@ -9,6 +9,7 @@ from pathlib import Path
 
 from toygraph import World, plan
 
+from cft_ray.execute.cluster import connected
 from cft_ray.execute.run import run
 from cft_ray.plan.stage import Plan
 
@@ -37,8 +38,21 @@ def grid_plan(world: World, seconds: float) -> Plan:
 
 PLANS = {"fault": fault_plan, "one": one_plan, "grid": grid_plan}
 
+
+def drive(planned: Plan, storage: str) -> int:
+    """Run it, and print how each stage ended."""
+    outcome = run(planned, storage, cpus=2, object_store=200 * 2**20)
+    print(json.dumps({stage.label: stage.status for stage in outcome.stages.values()}), flush=True)
+    return outcome.exit_code
+
+
 if __name__ == "__main__":
-    world = World(Path(sys.argv[2]), *sys.argv[4:])
-    outcome = run(PLANS[sys.argv[1]](world, float(sys.argv[3])), world.storage, cpus=2, object_store=200 * 2**20)
-    print(json.dumps({stage.label: stage.status for stage in outcome.stages.values()}))
-    sys.exit(outcome.exit_code)
+    kind, folder, seconds = PLANS[sys.argv[1]], sys.argv[2], float(sys.argv[3])
+    if folder == "-":
+        with connected(None, cpus=2, object_store=200 * 2**20):
+            for line in sys.stdin:
+                world = World(Path(line.split()[0]), line.split()[1])
+                drive(kind(world, seconds), world.storage)
+    else:
+        world = World(Path(folder), *sys.argv[4:])
+        sys.exit(drive(kind(world, seconds), world.storage))

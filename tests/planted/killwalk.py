@@ -38,6 +38,8 @@ from cft_ray.metrics.reading import Results
 from cft_ray.plan.stage import Plan
 from cft_ray.storage.root import Storage
 
+LANES = 3
+"""points looked at at a time; a life waits for its storage for most of its time"""
 DOOR = ("write", "put_if_absent", "put_if_unchanged", "delete", "upload")
 BELOW: tuple[tuple[Any, str], ...] = ((Path, "replace"), (Path, "rename"), (Path, "unlink"), (os, "link"), (shutil, "rmtree"))
 os.fsync = lambda handle: None  # the death of a process loses nothing that was written
@@ -138,8 +140,8 @@ class Points:
         return counted
 
 
-def forked(work: Callable[[], Any]) -> Any:
-    """What ``work`` returns in a child, as JSON can hold it; None where it was killed."""
+def begun(work: Callable[[], Any]) -> Callable[[], Any]:
+    """Begin some work in a child. Whoever calls the answer gets what it returned, as JSON can hold it; None: it was killed."""
     reading, writing = os.pipe()
     if (pid := os.fork()) == 0:
         os.close(reading)
@@ -151,16 +153,20 @@ def forked(work: Callable[[], Any]) -> Any:
             json.dump(said, sink)
         os._exit(0)
     os.close(writing)
-    with os.fdopen(reading) as source:
-        text = source.read()
-    _, status = os.waitpid(pid, 0)
-    if os.WIFSIGNALED(status):
-        assert os.WTERMSIG(status) == signal.SIGKILL, status
-        return None
-    said = json.loads(text)
-    if "error" in said:
-        raise RuntimeError(said["error"])
-    return said["answer"]
+
+    def ended() -> Any:
+        with os.fdopen(reading) as source:
+            text = source.read()
+        _, status = os.waitpid(pid, 0)
+        if os.WIFSIGNALED(status):
+            assert os.WTERMSIG(status) == signal.SIGKILL, status
+            return None
+        said = json.loads(text)
+        if "error" in said:
+            raise RuntimeError(said["error"])
+        return said["answer"]
+
+    return ended
 
 
 def one(folder: Path, uri: str, last: int | None, after: bool) -> tuple[list[str] | None, dict[str, Any]]:
@@ -178,23 +184,30 @@ def one(folder: Path, uri: str, last: int | None, after: bool) -> tuple[list[str
             live(folder, uri, "second")
         return outcome(folder, uri)
 
-    return forked(first), forked(second)
+    return begun(first)(), begun(second)()
 
 
 def walk(root: str, folder: Path) -> list[dict[str, Any]]:
     names, undisturbed = one(folder / "undisturbed", f"{root}/undisturbed", None, False)
     assert names is not None
-    found = []
-    for number, after in itertools.product(range(len(names)), (False, True)):
-        if after and not names[number].startswith("storage."):
-            continue  # after this is before what follows: no other thing is done to the file system between
+    # After what was done to this machine's files comes, before anything else is done, what is the next point.
+    points = [(number, after) for number, after in itertools.product(range(len(names)), (False, True))]
+    points = [(number, after) for number, after in points if not after or names[number].startswith("storage.")]
+
+    def some(first: int) -> list[dict[str, Any]]:
+        return [look(number, after) for number, after in points[first::LANES]]
+
+    def look(number: int, after: bool) -> dict[str, Any]:
         point = f"{number}-{'after' if after else 'before'}"
         lived, left = one(folder / point, f"{root}/{point}", number, after)
         again = left.pop("work begun")
         different = {key: value for key, value in left.items() if value != undisturbed[key]}
-        found.append({"point": f"{point} {names[number]}", "killed": lived is None, "different": different, "begun": again})
         shutil.rmtree(folder / point)
-    return found
+        return {"point": f"{point} {names[number]}", "killed": lived is None, "different": different, "begun": again}
+
+    lanes = [begun(lambda first=first: some(first)) for first in range(LANES)]
+    found = [point for lane in lanes for point in lane()]
+    return sorted(found, key=lambda point: int(point["point"].partition("-")[0]))
 
 
 if __name__ == "__main__":
