@@ -84,7 +84,7 @@ class _Builder:
         self.specs: dict[tuple[Any, ...], FinetuneSpec] = {}
         self.references: dict[Strategy, StrategyRef | None] = {}
         self.evaluations: dict[tuple[Any, ...], EvaluateSpec] = {}
-        self.scores: dict[tuple[int, str], dict[str, str]] = {}
+        self.scores: dict[tuple[Model, str], dict[str, str]] = {}
         self.judge: ModelSource | None = None
         self.planned: dict[str, PlannedCell] = {}
         self.insight: InsightPlanner | None = None
@@ -326,9 +326,7 @@ class _Builder:
 
     def _scored(self, role: str, model: Model) -> dict[str, str]:
         """Score role -> fingerprint of the evaluation of one model."""
-        key = (id(model), role)
-        if role == "phase2":  # each is asked for once
-            return self._scores(role, model)
+        key = (model, role)
         if key not in self.scores:
             self.scores[key] = self._scores(role, model)
         return self.scores[key]

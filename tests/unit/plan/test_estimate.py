@@ -9,10 +9,10 @@ import pytest
 from cft_ray.data.toy import TOY, generate
 from cft_ray.errors import UserError
 from cft_ray.grid.schema import grid_from_text, load_grid
-from cft_ray.grid.settings import TrainingSettings
+from cft_ray.grid.settings import ScratchModel, TrainingSettings
 from cft_ray.plan.build import build
-from cft_ray.plan.estimate import Estimate, estimate_plan, too_large
-from cft_ray.plan.known import SHAPES, Shape
+from cft_ray.plan.estimate import Estimate, Estimator, estimate_plan, too_large
+from cft_ray.plan.known import SHAPES, Shape, Size, scratch_shape
 from cft_ray.plan.memory import training_memory
 from cft_ray.plan.specs import SPECS
 from cft_ray.plan.stage import Plan
@@ -236,3 +236,27 @@ def test_what_does_not_fit_its_device_is_said():
     assert small("datasets.h.size_hint={rows: 40}")["h h"].memory is not None
     parts = small()["h h"].memory
     assert parts is not None and small()["h h"].memory_bytes == parts.total
+
+
+def test_without_the_length_of_rows_packs_have_tokens_and_no_time():
+    found = small("datasets.m.hub=nobody/knows", "training={packing: 100, steps: 7, batch_size: 10}")["h h→m none"]
+    assert (found.tokens, found.steps, found.flops, found.unknown) == (7 * 10 * 100, 7, None, "its rows' length")
+
+
+def test_without_rows_nothing_is_counted_whatever_their_length():
+    grid = grid_from_text(SMALL, "g.yaml")
+    plan = build(grid)
+    estimator = Estimator(grid)
+    stage = next(stage for stage in plan.stages.values() if stage.label == "h h")
+    estimator._sizes[stage.inputs["data"]] = Size(tokens=50.0)
+    found = estimator.of(stage.spec, stage.inputs, stage.resources)
+    assert (found.steps, found.tokens, found.flops, found.unknown) == (None, None, None, "the data set's rows")
+
+
+def test_the_shape_of_a_model_that_the_grid_describes():
+    model = ScratchModel(hidden_size=256, layers=3, heads=8, kv_heads=2, intermediate_size=100)
+    assert scratch_shape(model) == Shape(
+        layers=3, hidden=256, heads=8, kv_heads=2, intermediate=100, vocabulary=259, head_size=32, tied=False
+    )
+    block = 256 * 256 + 2 * 256 * 2 * 32 + 256 * 256 + 3 * 256 * 100 + 2 * 256  # queries, keys and values, output, MLP, norms
+    assert scratch_shape(model).parameters == 3 * block + 2 * 259 * 256 + 256
