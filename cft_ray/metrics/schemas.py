@@ -282,9 +282,6 @@ def _check_columns(name: str, schema: pa.Schema, columns: Sequence[str], where: 
             near = difflib.get_close_matches(column, schema.names, n=1)
             fix = f"did you mean {near[0]!r}?" if near else f"use {', '.join(schema.names)}"
             raise UnfitRows(f"{where} has the unknown column {column!r}", where=f"table {name}", fix=fix)
-    for field in schema:
-        if not field.nullable and field.name not in columns:
-            raise UnfitRows(f"{where} lacks the column {field.name!r}", where=f"table {name}", fix=f"give it: {described(field)}")
 
 
 def _gathered(name: str, schema: pa.Schema, rows: list[Mapping[str, Any]]) -> pa.Table:

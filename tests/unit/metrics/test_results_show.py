@@ -151,3 +151,27 @@ def test_exports_read_back():
 def test_an_unknown_format_is_named():
     with pytest.raises(UserError, match="xlsx"):
         exported(pl.DataFrame([summary()]), "xlsx")
+
+
+@pytest.mark.parametrize("width", [58, 59, 60, 61])
+def test_without_a_column_of_scores_there_is_more_room(width):
+    lines = shown([summary(strategy="freeze_first_12_xy")], width)
+    together = "freeze_first_12_xy" in next(line for line in lines if "0.950" in line)
+    assert together == (width >= 20 + 4 * 6 + 2 * 7 + 2)
+
+
+def test_each_number_stands_right_below_its_heading():
+    lines = shown([summary(), summary(scores_there=1, strategy="GR_10")], 100)
+    head, row = next(line for line in lines if "TA 1" in line), next(line for line in lines if "GR_10" in line)
+    assert head.split() == ["cell", "TA", "1", "TA", "2", "change", "LA", "1", "LA", "2", "change", "scores"]
+    ends = [head.index(name) + len(name) for name in ("TA 1", "TA 2", "change", "LA 1", "LA 2")] + [head.rindex("change") + 6]
+    numbers = ["0.950", "0.450", "-0.500", "0.100", "0.900", "+0.800"]
+    assert [row[:end].split()[-1] for end in ends] == numbers
+    assert row.rstrip().endswith("1/4") and head.rstrip().endswith("scores")
+
+
+def test_a_table_has_a_title_above_it_and_a_caption_below_both_left():
+    console = Console(width=100, file=io.StringIO())
+    console.print(results_table(pl.DataFrame([summary()]), title="study", width=100))
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert lines[0].rstrip() == "study" and lines[-1].startswith("TA task ability")
