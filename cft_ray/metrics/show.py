@@ -130,5 +130,5 @@ def _score(value: float | None) -> Text:
 def _change(value: float | None) -> Text:
     if value is None:
         return Text(ABSENT, style="dim")
-    rounded = round(value, 3) + 0.0  # -0.0 is no change
+    rounded = round(value, 3)
     return Text(f"{rounded:+.3f}" if rounded else "0.000", style="red" if rounded < 0 else "green" if rounded > 0 else "")

@@ -175,3 +175,11 @@ def test_a_table_has_a_title_above_it_and_a_caption_below_both_left():
     console.print(results_table(pl.DataFrame([summary()]), title="study", width=100))
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     assert lines[0].rstrip() == "study" and lines[-1].startswith("TA task ability")
+
+
+@pytest.mark.parametrize("absent", ["ta_phase1", "ta_phase2", "ta_change"])
+def test_what_is_absent_stands_where_its_number_would(absent):
+    whole, lines = (shown([summary(**change)], 40) for change in ({}, {absent: None}))
+    row = {"ta_phase1": "0.950", "ta_phase2": "0.450", "ta_change": "-0.500"}[absent]
+    before, after = (next(line for line in text if line.strip().startswith("TA 0") or "–" in line) for text in (whole, lines))
+    assert after.rstrip() == before.replace(row, "–".rjust(len(row))).rstrip()

@@ -279,3 +279,122 @@ def test_a_compaction_takes_as_many_files_as_fit_together(tmp_path, monkeypatch)
     store.compact()
     found = [sorted(pl.read_parquet(path)["fingerprint"]) for path in (tmp_path / "tables" / "steps").iterdir()]
     assert sorted(found) == [["a", "b"], ["c", "d"]]
+
+
+def levels(folder: Path) -> list[int]:
+    return sorted(int(path.name[0]) for path in (folder / "tables" / "steps").glob("*.parquet"))
+
+
+def test_files_of_a_level_become_one_of_the_next(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "FAN_IN", 2)
+    store, seen = TableStore(Storage(tmp_path), "steps"), []
+    for number in range(8):
+        store.commit([steps("f", 1, number, 1)])
+        store.merge_levels()
+        seen.append(levels(tmp_path))
+    assert seen[:4] == [[0], [1], [0, 1], [2]] and seen[-1] == [3]
+    assert sorted(on_disk(tmp_path)) == expected(("f", 1, 0, 8))
+
+
+def test_no_level_is_above_nine(tmp_path):
+    store = TableStore(Storage(tmp_path), "steps")
+    for number in range(3):
+        store.commit([steps("f", 1, number, 1)])
+    store._merge(list(store._levels[0])[:2], 12)
+    assert levels(tmp_path) == [0, 9]
+    again = TableStore(Storage(tmp_path), "steps")
+    again.compact()
+    assert levels(tmp_path) == [9] and sorted(on_disk(tmp_path)) == expected(("f", 1, 0, 3))
+
+
+def test_thirty_two_files_are_merged_while_they_are_small_and_not_once_they_are_large(tmp_path, monkeypatch):
+    store = TableStore(Storage(tmp_path), "steps")
+    for number in range(31):
+        store.commit([steps("f", 1, number, 1)])
+    store.merge_levels()
+    assert levels(tmp_path) == [0] * 31
+    store.commit([steps("f", 1, 31, 1)])
+    size = sum(path.stat().st_size for path in (tmp_path / "tables" / "steps").iterdir())
+    monkeypatch.setattr(store_module, "LARGEST", size - 1)
+    store.merge_levels()
+    assert levels(tmp_path) == [0] * 32
+    monkeypatch.setattr(store_module, "LARGEST", size)
+    store.merge_levels()
+    assert levels(tmp_path) == [1]
+
+
+def test_at_most_thirty_two_megabytes_are_merged_at_a_time(tmp_path):
+    """By the sizes that are known of the files; nothing so large is written."""
+    for size, merged in ((2**20, [1]), (2**20 + 1, [0] * 32)):
+        folder = tmp_path / str(size)
+        store = TableStore(Storage(folder), "steps")
+        for number in range(32):
+            store.commit([steps("f", 1, number, 1)])
+        store._levels[0] = dict.fromkeys(store._levels[0], size)
+        store.merge_levels()
+        assert levels(folder) == merged
+
+
+def test_a_file_that_another_writer_has_merged_is_left_out_of_a_merge(tmp_path):
+    store = TableStore(Storage(tmp_path), "steps")
+    for number in range(3):
+        store.commit([steps("f", 1, number, 1)])
+    gone = min((tmp_path / "tables" / "steps").iterdir(), key=lambda path: pl.read_parquet(path)["step"].to_list())
+    gone.unlink()
+    store.compact()
+    assert sorted(on_disk(tmp_path)) == expected(("f", 1, 1, 2)) and levels(tmp_path) == [0]
+    store.commit([steps("f", 1, 9, 1)])
+    store.compact()
+    assert len(levels(tmp_path)) == 1
+
+
+def test_a_single_file_is_not_written_again(tmp_path):
+    store = TableStore(Storage(tmp_path), "steps")
+    store.commit([steps("f", 1, 0, 1)])
+    before = [path.name for path in (tmp_path / "tables" / "steps").iterdir()]
+    store.compact()
+    store.merge_levels()
+    assert [path.name for path in (tmp_path / "tables" / "steps").iterdir()] == before
+    TableStore(Storage(tmp_path / "empty"), "steps").compact()
+
+
+def test_a_table_is_looked_at_twenty_times(tmp_path, monkeypatch):
+    looks: list[float] = []
+    monkeypatch.setattr(store_module.time, "sleep", looks.append)
+    storage = Storage(tmp_path)
+    TableStore(storage, "steps").commit([steps("f", 1, 0, 1)])
+    (info,) = store_module.table_files(storage, "steps")
+    (tmp_path / "tables" / "steps" / info.name).unlink()
+    monkeypatch.setattr(store_module, "table_files", lambda *_: [info])
+    with pytest.raises(UserError, match="change faster"):
+        store_module.read_files(storage, "steps", ["step"])
+    assert looks == [0.05] * 20
+
+
+def test_leavings_go_after_an_hour(tmp_path):
+    folder = tmp_path / "tables" / "steps"
+    folder.mkdir(parents=True)
+    for name, age in ((".old", 3700), (".young", 3500), ("visible", 9999)):
+        (folder / name).write_bytes(b"")
+        os.utime(folder / name, (time.time() - age, time.time() - age))
+    TableStore(Storage(tmp_path), "steps")
+    assert sorted(path.name for path in folder.iterdir()) == [".young", "visible"]
+
+
+def test_rows_come_in_the_columns_that_are_asked_for(tmp_path):
+    storage = Storage(tmp_path)
+    TableStore(storage, "steps").commit([steps("f", 1, 0, 2)])
+    ((name, rows),) = store_module.read_files(storage, "steps", ["loss", "fingerprint"])
+    assert rows.column_names == ["loss", "fingerprint"] and name.endswith(".parquet")
+    assert store_module.read_files(storage, "scores", ["value"]) == []
+    folder = tmp_path / "tables" / "steps"
+    for hidden in ("_x.parquet", ".x.parquet", "x.txt"):
+        (folder / hidden).write_bytes(b"no table")
+    assert [info.name for info in store_module.table_files(storage, "steps")] == [name]
+
+
+def test_the_same_row_twice_in_one_call_is_written_once(tmp_path):
+    store = TableStore(Storage(tmp_path), "steps")
+    assert store.commit([steps("f", 1, 0, 4), steps("f", 1, 2, 4), steps("f", 2, 0, 1)]) == 7
+    assert store.commit([steps("f", 1, 0, 6)]) == 0 and len(levels(tmp_path)) == 1
+    assert sorted(on_disk(tmp_path)) == expected(("f", 1, 0, 6), ("f", 2, 0, 1))
