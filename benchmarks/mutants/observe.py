@@ -114,8 +114,9 @@ class Order:
             weights[self._group(item)] += self._seconds(item)
         items.sort(key=lambda item: (not self._group(item)[0], weights[self._group(item)], item.path, self._seconds(item)))
         for item in items:
-            # Far more than a busy machine needs: what a change makes endless is noticed too.
-            item.add_marker(pytest.mark.timeout(20 + 10 * self._seconds(item)), append=False)
+            # Far more than a busy machine needs: what a change makes endless is noticed too. By a thread that ends the process:
+            # what is raised in a test, Hypothesis takes for a failure and tries again.
+            item.add_marker(pytest.mark.timeout(20 + 10 * self._seconds(item), method="thread"), append=False)
 
     def _group(self, item: pytest.Item) -> tuple[bool, str]:
         return item.nodeid in self.likely, str(item.path)
