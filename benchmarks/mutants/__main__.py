@@ -30,21 +30,27 @@ LEFT_OUT = {
         "run in vLLM or transformers: tests/integration/evaluation",
     ),
     "generation": (["engine.py", "single.py", "batches.py"], "run in vLLM: tests/integration/generation and replay"),
+    "models": (["architectures.py"], "the sizes of the tiny models that the table in docs/models.md is made on"),
     "report": (["figures/*.py"], "how drawings look; that the right numbers are drawn is tested by tests/unit/report"),
     "training": (
-        ["zero.py", "engine.py", "group.py", "loop.py", "whole.py", "checkpoint.py", "probe.py", "job.py", "__main__.py"],
-        "run in a training: tests/integration/training, tests/faults",
+        [
+            *("zero.py", "engine.py", "group.py", "loop.py", "whole.py", "checkpoint.py", "probe.py", "job.py", "__main__.py"),
+            *("contract.py", "verdicts.py"),
+        ],
+        "run in a training, or make the table in docs/models.md: tests/integration/training, tests/faults, tests/unit/models",
     ),
     "metrics": (["reporter.py"], "its class Reporter runs in a Ray cluster: tests/integration/metrics"),
 }
 """Room -> modules that its quick tests cannot reach, and what tests them."""
 TESTS = {
-    # Its other integration tests load engines.
+    # Their other tests load engines or train.
     "evaluation": [
         "tests/unit/evaluation",
         "tests/faults/test_judging_faults.py",
         "tests/integration/evaluation/test_real_benchmarks.py",
     ],
+    "generation": ["tests/unit/generation"],
+    "training": ["tests/unit/training"],
 }
 """Room -> its tests, where they are others than those of its folders."""
 EQUIVALENT = Path(__file__).with_name("equivalent.yaml")

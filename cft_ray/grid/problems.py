@@ -35,7 +35,7 @@ def as_user_error(
         at: where ``raw`` lies inside the grid.
     """
     # A misspelt key is also a missing one; the spelling is what is to be mended.
-    complaints = sorted(error.errors(include_url=False), key=lambda item: item["type"] != "extra_forbidden")
+    complaints = sorted(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
     first = complaints[0]
     path = _inside(raw, first["loc"], missing=first["type"] == "missing")
     what, fix = _said(first, model, path)
@@ -97,7 +97,7 @@ def one(model: type[BaseModel], key: str, value: Any, source: Source, at: tuple[
     try:
         return adapter(model, key).validate_python(value)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        first = error.errors()[0]
         what, fix = _said(first, model, ())
         raise UserError(what, where=source.where(at), fix=fix) from None
 

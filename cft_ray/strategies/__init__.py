@@ -152,7 +152,7 @@ def _nearest(name: str, known: list[str]) -> str:
 
 def _wrong_settings(strategy: type[Strategy], use: str, error: ValidationError, where: str | None) -> UserError:
     faults, fixes = [], []
-    for item in error.errors(include_url=False):
+    for item in error.errors():
         key = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
             faults.append(f"unknown setting {key!r}")

@@ -144,6 +144,7 @@ def test_a_batch_is_split_evenly(batch, workers, nearest):
 def test_a_length_given_twice_is_named_where_it_is_nearest():
     assert refused("training={steps: 5, epochs: 2}").where == "g.yaml: training (--set)"
     assert refused("training.phase2={steps: 5, epochs: 2}").where == "g.yaml: training.phase2 (--set)"
+    assert refused("training.phase1={steps: 5, epochs: 2}").where == "g.yaml: training.phase1 (--set)"
     own = "strategies=[{name: LoRA, training: {steps: 5, epochs: 2}}]"
     assert refused(own).where == "g.yaml: strategies[0].training (--set)"
     assert refused("models.a.base.train.training={steps: 5, epochs: 2}").where == "g.yaml: models.a.base.train.training (--set)"
