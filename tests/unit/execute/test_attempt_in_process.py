@@ -3,8 +3,10 @@
 import json
 import os
 import pickle
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -31,6 +33,7 @@ from cft_ray.grid.settings import GenerationSettings
 from cft_ray.metrics.store import read_files
 from cft_ray.plan.specs import EvaluateSpec
 from cft_ray.plan.stage import Resources, Stage
+from cft_ray.storage.errors import StorageError, Unavailable
 from cft_ray.storage.root import Storage
 
 
@@ -342,3 +345,116 @@ def test_a_stage_is_told_the_actor_that_keeps_its_model(tmp_path, quiet):
     alone.searcher._work = work  # type: ignore[assignment]
     graph |= {each.fingerprint: each for each in alone.chain}
     assert isinstance(alone.searcher.suggest("three"), dict) and told == [None]
+
+
+def dead_holder(storage: Storage, made: Stage) -> None:
+    """A lease whose process has ended."""
+    pid = os.fork()
+    if pid == 0:
+        Observer(storage, made.fingerprint, "run").claim()
+        os._exit(0)
+    os.waitpid(pid, 0)
+
+
+def told(storage: Storage, made: Stage) -> Work:
+    return Work(made, {}, storage.uri, "study", "run")
+
+
+def test_an_attempt_that_was_killed_is_recorded_with_its_reason_and_gives_its_lease_back(storage, tmp_path):
+    made = stage(tmp_path)
+    dead_holder(storage, made)
+    attempt.record_stop(told(storage, made), Direct(storage), "took too long")  # type: ignore[arg-type]
+    assert rows(storage, "stages", "status", "error", "label") == [(1, 1, "failed", "took too long", "label a")]
+    held = Observer(storage, made.fingerprint).claim()
+    assert held is not None and held.attempt == 3 and held.abandoned is None
+    held.release()
+    attempt.record_stop(told(storage, made), Direct(storage), "again")  # type: ignore[arg-type]
+    assert len(rows(storage, "stages", "status")) == 1, "nobody died"
+
+
+def test_the_end_of_an_attempt_that_another_holds_is_waited_for_twice_an_expiry(storage, tmp_path, monkeypatch):
+    made, now, waited = stage(tmp_path), [100.0], []
+    other = Observer(storage, made.fingerprint, "other").claim()
+    assert other is not None
+
+    def sleep(seconds: float) -> None:
+        waited.append(seconds)
+        now[0] += seconds
+
+    monkeypatch.setattr(attempt, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: now[0]))
+    attempt.record_stop(told(storage, made), Direct(storage), "killed")  # type: ignore[arg-type]
+    assert waited == [attempt.POLL] * 120 and not rows(storage, "stages", "status")
+    other.release()
+
+
+@pytest.mark.parametrize("error", [StorageError("away"), WorkerCrashedError()])
+def test_an_end_that_cannot_be_recorded_is_left_to_the_next_attempt(storage, tmp_path, monkeypatch, error):
+    made = stage(tmp_path)
+    dead_holder(storage, made)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(attempt, "send_attempt", fail)
+        attempt.record_stop(told(storage, made), Direct(storage), "killed")  # type: ignore[arg-type]
+    held = Observer(storage, made.fingerprint).claim()
+    assert held is not None, "the lease is free all the same"
+    held.release()
+
+
+def test_why_there_is_no_result():
+    assert attempt.lost(RayTaskError("f", "trace", UserError("bad", where="x"))) == "x: bad"
+    said = attempt.lost(WorkerCrashedError())
+    assert said.startswith("its process ended without a result, on every attempt (killed, out of memory?). WorkerCrashedError: ")
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize(("gpus", "devices", "held"), [(0.0, "6 x CPU", 0.0), (0.5, "1.5 x H100 or L4", 15.0)])
+def test_what_an_attempt_has_held(tmp_path, monkeypatch, gpus, devices, held):
+    attempt._gpu_name.cache_clear()
+    resources = {"CPU": 4.0, "accelerator_type:L4": 1.0, "accelerator_type:H100": 1.0}
+    monkeypatch.setattr(attempt.ray, "cluster_resources", lambda: resources)
+    made = replace(stage(tmp_path), resources=Resources(workers=3, cpus=2.0, gpus=gpus))
+    row = attempt._row(Work(made, {}, "/s", "study", "run"), datetime.now(UTC), 10.0)
+    assert (row["devices"], row["gpu_seconds"], row["cpu_seconds"], row["seconds"]) == (devices, held, 60.0, 10.0)
+    attempt._gpu_name.cache_clear()
+    resources.clear()
+    assert attempt._gpu_name() == "GPU"
+    attempt._gpu_name.cache_clear()
+
+
+def test_a_stage_with_gpus_does_not_beat_before_its_work_does(storage, tmp_path, monkeypatch):
+    """They may still have to be started."""
+    monkeypatch.setattr(attempt, "_gpu_name", lambda: "GPU")
+
+    class Beats(Told):
+        def __init__(self) -> None:
+            super().__init__()
+            self.beats = 0
+
+        def tell(self, fingerprint: str, values: dict[str, Any], *, beat: bool = False) -> None:
+            self.beats += beat
+
+    counts = []
+    for name, gpus in (("a", 0.0), ("b", 1.0)):
+        made, board = replace(stage(tmp_path, name), resources=Resources(gpus=gpus)), Beats()
+        work = Work(made, {}, storage.uri, "study", "run").encode()
+        run_stage(work, Direct(storage), board)  # type: ignore[arg-type]
+        counts.append(board.beats)
+    assert counts[0] == counts[1] + 1
+
+
+@pytest.mark.parametrize(
+    ("error", "proofs"), [(Unavailable("away", where="s3://b"), 0), (UserError("bad"), 1), (ValueError("bug"), 1)]
+)
+def test_of_a_storage_that_is_away_nothing_more_is_asked(storage, tmp_path, monkeypatch, error, proofs):
+    """Whether the lease still stands could not be found out either; it would be waited for as long again."""
+    asked: list[int] = []
+
+    def work(_: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(attempt, "runner", lambda kind: work)
+    monkeypatch.setattr(attempt.Lease, "prove", lambda self: asked.append(1))
+    assert run(storage, stage(tmp_path))["status"] == "failed" and len(asked) == proofs

@@ -73,3 +73,23 @@ def test_what_takes_no_cpu_or_no_gpu_is_bounded_by_the_other_alone():
     assert both.holds([Resources(workers=4, cpus=0, gpus=1)]) and not both.holds([Resources(workers=5, cpus=0, gpus=1)])
     assert both.holds([Resources(workers=8, cpus=1)]) and not both.holds([Resources(workers=9, cpus=1)])
     assert both.holds([Resources(workers=4, cpus=0, gpus=1), Resources(workers=8, cpus=1)])
+
+
+def test_nodes_that_may_not_be_started_do_not_count():
+    head, worker = {"CPU": 2.0}, {"CPU": 8.0, "GPU": 1.0}
+    assert cluster_capacity([head], [(worker, 0)]).total == {"CPU": 2.0, "GPU": 0.0}
+    assert cluster_capacity([head], [(worker, 1), (worker, 3)]).total == {"CPU": 26.0, "GPU": 3.0}
+    assert cluster_capacity([worker] * 5, [(worker, 3)]).total == {"CPU": 40.0, "GPU": 5.0}, "there are more than it would start"
+    assert cluster_capacity([], [(worker, -1)]).total == {"CPU": 80_000.0, "GPU": 10_000.0}
+
+
+def test_what_is_short_in_words():
+    nodes = Capacity((Nodes(cpus=8, gpus=1, count=2), Nodes(cpus=64)))
+    assert nodes.shortage(Resources(cpus=8, gpus=1)) is None and nodes.shortage(Resources(cpus=64)) is None
+    said = nodes.shortage(Resources(workers=3, cpus=2, gpus=2))
+    assert said == "it asks for 3 × (2 CPU, 2 GPU), and the largest node has 8 CPU and 1 GPU"
+    said = nodes.shortage(Resources(workers=3, cpus=1, gpus=1))
+    assert said == "it asks for 3 × (1 CPU, 1 GPU), and the whole cluster has 80 CPU and 2 GPU, with what it can scale up to"
+    said = nodes.shortage(Resources(workers=1, cpus=9, gpus=1))
+    assert said == "it asks for 1 × (9 CPU, 1 GPU), and the largest node has 8 CPU and 1 GPU"
+    assert Capacity(()).shortage(Resources()) == "it asks for 1 × (1 CPU), and the largest node has 0 CPU and 0 GPU"

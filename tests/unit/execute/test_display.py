@@ -2,16 +2,18 @@
 
 import io
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.exceptions import GetTimeoutError
 from rich.console import Console
 
 from cft_ray.execute import progress
 from cft_ray.execute.capacity import Capacity, Nodes
 from cft_ray.execute.progress import Board, Display, _BoardActor, _describe, _duration
-from cft_ray.execute.schedule import Schedule
-from cft_ray.plan.specs import DatasetSpec
+from cft_ray.execute.schedule import Schedule, State
+from cft_ray.plan.specs import DatasetSpec, DriftSpec
 from cft_ray.plan.stage import Stage
 
 
@@ -171,6 +173,7 @@ def test_the_picture_counts_states_and_shows_running_stages(clock):
     assert lines[1].split() == ["stage", "done", "cached", "running", "waiting", "failed", "skipped"]
     assert re.sub(r"[━╸╺ ]+", " ", lines[2]).split() == ["dataset", "1", "2", "14", "2", "1", "·"]
     assert sum(line.startswith("dataset s") for line in lines) == progress.SHOWN == 12
+    assert lines[3] == "" and all(line.startswith("dataset s") for line in lines[4 : 4 + 12]), "without blank lines between"
     assert any("and 2 more" in line for line in lines)
     (first,) = [line for line in lines if line.startswith(f"dataset {plan.stages[keys[2]].label} ")]
     assert "5/10 steps" in first and "30s" in first and "━" in first
@@ -254,3 +257,51 @@ def test_a_beat_is_counted_apart_from_what_is_told_beside_it():
         "done": 1,
         "total": 4,
     }
+
+
+def test_kinds_stand_left_and_counts_right(clock):
+    made = [*stages(12), Stage(DriftSpec(), label="d")]
+    plan = schedule(made, done=11)
+    lines = rendered(Display(plan, Look(Local()), console(), "study"))
+    head, data, drift = lines[1:4]
+    assert head.startswith("stage ") and data.startswith("dataset ") and drift.startswith("drift ")
+    for column, cells in (("cached", ("11", "·")), ("waiting", ("1", "1"))):
+        end = head.index(column) + len(column)
+        assert [line[:end].split()[-1] for line in (data, drift)] == list(cells)
+        assert all(line[end - 1] == cell[-1] for line, cell in zip((data, drift), cells, strict=True))
+
+
+def test_the_board_answers_how_often_work_has_beaten(monkeypatch):
+    """A board that does not answer in time knows nothing."""
+    board = Board(Local())
+    monkeypatch.setattr(progress.ray, "get", lambda asked, timeout: asked)
+    board._actor.beats = SimpleNamespace(remote=lambda fingerprint: 3)
+    board._actor.look = SimpleNamespace(remote=lambda running: {"a": {"done": 1}})
+    assert board.beats("a") == 3 and board.look(["a"]) == {"a": {"done": 1}}
+
+    def late(asked, timeout):
+        assert timeout == 5
+        raise GetTimeoutError("late")
+
+    monkeypatch.setattr(progress.ray, "get", late)
+    assert board.beats("a") is None and board.look(["a"]) == {}
+
+
+def test_what_was_told_of_an_ended_stage_is_not_shown_where_it_runs_again(clock):
+    made = stages(1)
+    plan, board = schedule(made), Look(Local())
+    display = Display(plan, board, console(), "study")
+    key = str(plan.next())
+    display.changed(key)
+    board.tell(key, {"done": 5, "total": 10, "unit": "steps"})
+    display._values = board.look(plan.running)
+    assert any("5/10 steps" in line for line in rendered(display))
+    clock[0] += 50
+    plan._leave(key, whole=False)
+    plan._move(key, State.WAITING)
+    display.changed(key)
+    plan._make_ready(key)
+    assert plan.next() == key
+    display.changed(key)
+    lines = rendered(display)
+    assert not any("5/10" in line for line in lines) and any(line.startswith("dataset s0") and " 0s" in line for line in lines)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from cft_ray.execute.capacity import Capacity, Nodes
-from cft_ray.execute.forecast import Forecast, share_done
+from cft_ray.execute.forecast import Forecast, Measured, _distance, _median, _Pace, _Running, share_done
 from cft_ray.execute.schedule import Schedule, State
 from cft_ray.grid.settings import GenerationSettings, ReplaySampling, Template, TrainingSettings
 from cft_ray.plan.specs import DatasetSpec, EvaluateSpec, FinetuneSpec, ReplaySpec
@@ -300,3 +300,124 @@ def test_what_is_played_forward_leaves_the_schedule_as_it_is():
 )
 def test_progress_of_a_stage(values, share):
     assert share_done(values) == share
+
+
+@pytest.mark.parametrize(
+    ("values", "weights", "middle"),
+    [
+        ([3.0], [1.0], 3.0),
+        ([9.0, 1.0, 5.0], [1.0, 1.0, 1.0], 5.0),
+        ([8.0, 2.0], [1.0, 1.0], 5.0),
+        ([1.0, 2.0, 3.0, 10.0], [1.0, 1.0, 1.0, 1.0], 2.5),
+        ([1.0, 2.0, 3.0], [1.0, 1.0, 5.0], 3.0),
+        ([1.0, 2.0, 6.0], [1.0, 1.0, 2.0], 4.0),
+    ],
+)
+def test_the_middle_of_weighted_values(values, weights, middle):
+    assert _median(values, weights) == middle
+
+
+def test_what_a_stage_of_another_cost_takes():
+    """Its start stays what it was, its work goes with the cost."""
+    assert Measured(cost=10.0, seconds=30.0, start=10.0).scaled(5.0) == 10.0 + 10.0
+    assert _distance(2.0, 8.0) == _distance(8.0, 2.0) == pytest.approx(2 * _distance(1.0, 2.0)) and _distance(3.0, 3.0) == 0
+    assert _distance(0.0, 1e-9) == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "share"),
+    [
+        ({"done": -3, "total": 4}, 0.0),
+        ({"done": 0, "total": 4}, 0.0),
+        ({"done": "3", "total": 4}, None),
+        ({"done": 3, "total": "4"}, None),
+        ({"done": 1.5, "total": 3.0}, 0.5),
+        ({"done": 1, "total": -2}, None),
+    ],
+)
+def test_progress_that_is_none(values, share):
+    assert share_done(values) == share
+
+
+def test_the_pace_of_a_running_stage_and_when_its_work_began():
+    """20 s after its start nothing was done, from 30 s to 80 s half of its work: 100 s for all, which began at 10 s."""
+    running = _Running(since=100.0, fresh=True, cold=False, first=(130.0, 0.2), last=(180.0, 0.7))
+    assert running.pace() == pytest.approx(100) and running.start() == pytest.approx(10)
+    found = running.measured(cost=7.0, now=190.0)
+    assert found is not None and (found.cost, found.cold) == (7.0, False)
+    assert found.seconds == pytest.approx(90 + 20) and found.start == pytest.approx(10)
+    late = running.measured(cost=7.0, now=300.0)
+    assert late is not None and late.seconds == pytest.approx(200), "it is over its time: it may end now"
+    early = replace(running, first=(101.0, 0.2))
+    assert early.start() == 0.0, "no work is before the start"
+    for unknown in (replace(running, last=(130.0, 0.2)), replace(running, last=(140.0, 0.29)), replace(running, first=None)):
+        assert unknown.pace() is None and unknown.start() == 0.0 and unknown.measured(1.0, 200.0) is None
+    assert replace(running, last=(140.0, 0.31)).pace() == pytest.approx(10 / 0.11)
+    assert replace(running, first=(130.0, 0.0), last=(140.0, 0.1)).pace() == pytest.approx(100), "a tenth is enough"
+
+
+def paced(*ended: tuple[Stage, bool, Measured]) -> _Pace:
+    """What is expected once these have ended."""
+    stages = [SOURCE, *(stage for stage, _, _ in ended)]
+    schedule = Schedule({stage.fingerprint: stage for stage in stages}, (), Capacity((Nodes(9),)))
+    forecast = Forecast(schedule)
+    for stage, fresh, measured in ended:
+        forecast._ended.setdefault((stage.kind, fresh), []).append(measured)
+    return _Pace(forecast, 0.0)
+
+
+SOURCE = data("source")
+TRAINING = tuned("t", SOURCE, 20)
+
+
+def test_what_finds_its_model_loaded_has_no_start():
+    pace = paced((TRAINING, True, Measured(20.0, 30.0, 10.0)), (SOURCE, True, Measured(1.0, 1.0, 0.0)))
+    assert pace.whole(TRAINING, fresh=True, cold=False) == (pytest.approx(30), True)
+    assert pace.whole(TRAINING, fresh=False, cold=False) == (pytest.approx(20), True)
+    assert pace.whole(replace(TRAINING, cost=40.0), fresh=False, cold=False) == (pytest.approx(40), True)
+
+
+def test_where_no_progress_tells_the_start_the_work_goes_at_the_pace_of_others():
+    """Two seconds a unit elsewhere: of 50 s for a cost of 20, ten were the start."""
+    pace = paced((TRAINING, True, Measured(20.0, 50.0, 0.0)), (SOURCE, True, Measured(3.0, 6.0, 0.0)))
+    assert pace.whole(TRAINING, fresh=False, cold=False) == (pytest.approx(40), True)
+    quick = paced((TRAINING, True, Measured(20.0, 30.0, 0.0)), (SOURCE, True, Measured(3.0, 6.0, 0.0)))
+    assert quick.whole(TRAINING, fresh=False, cold=False) == (pytest.approx(30), True), "it is quicker than others: no start"
+    alone = paced((TRAINING, True, Measured(20.0, 50.0, 0.0)))
+    assert alone.whole(TRAINING, fresh=False, cold=False) == (pytest.approx(50), True)
+
+
+def test_a_kind_of_which_nothing_is_measured_goes_at_the_pace_of_others_and_does_not_count_as_known():
+    pace = paced((SOURCE, True, Measured(3.0, 6.0, 0.0)), (SOURCE, True, Measured(1.0, 4.0, 0.0)))
+    assert pace.whole(TRAINING, fresh=True, cold=False) == (pytest.approx(20 * 10 / 4), False)
+    assert paced().whole(TRAINING, fresh=True, cold=False) == (20.0, False), "then at its cost"
+
+
+def test_the_nearest_costs_and_the_latest_of_them_count():
+    found = [(TRAINING, True, Measured(cost, seconds, 0.0)) for cost, seconds in ((100.0, 900.0), (20.0, 40.0), (20.5, 61.5))]
+    pace = paced(*found)
+    # Of 2 and 3 seconds a unit the later one weighs more.
+    assert pace.whole(TRAINING, fresh=True, cold=False)[0] == pytest.approx(60)
+    assert pace.whole(replace(TRAINING, cost=100.0), fresh=True, cold=False)[0] == pytest.approx(900)
+
+
+def test_what_a_cold_stage_takes_more_is_expected_of_the_next_cold_one():
+    warm, cold = Measured(20.0, 30.0, 0.0), Measured(20.0, 47.0, 0.0, cold=True)
+    pace = paced((TRAINING, True, cold), (TRAINING, True, warm))
+    assert pace.whole(TRAINING, fresh=True, cold=True)[0] == pytest.approx(47)
+    assert pace.whole(TRAINING, fresh=True, cold=False)[0] == pytest.approx(30)
+    other = paced((TRAINING, True, warm))
+    assert other.whole(TRAINING, fresh=True, cold=True) == other.whole(TRAINING, fresh=True, cold=False)
+    assert pace.pays("finetune", 17.1) and not pace.pays("finetune", 17.0) and pace.pays("other", 0.1)
+
+
+def test_until_a_warm_one_has_ended_a_cold_one_says_what_its_work_takes():
+    """Work of 40 s by its progress, and of 10 by the pace of others: the geometric mean, 20; the rest was paid once."""
+    cold = Measured(10.0, 50.0, 10.0, cold=True)
+    pace = paced((TRAINING, True, cold), (SOURCE, True, Measured(2.0, 2.0, 0.0)))
+    assert pace.whole(replace(TRAINING, cost=10.0), fresh=True, cold=False)[0] == pytest.approx(20)
+    assert pace.whole(replace(TRAINING, cost=10.0), fresh=True, cold=True)[0] == pytest.approx(50)
+    silent = paced((TRAINING, True, replace(cold, start=0.0)), (SOURCE, True, Measured(2.0, 2.0, 0.0)))
+    assert silent.whole(replace(TRAINING, cost=10.0), fresh=True, cold=False)[0] == pytest.approx(10), "then as planned"
+    alone = paced((TRAINING, True, cold))
+    assert alone.whole(replace(TRAINING, cost=10.0), fresh=True, cold=False)[0] == pytest.approx(50)

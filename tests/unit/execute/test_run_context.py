@@ -187,3 +187,15 @@ def test_a_hub_model_that_cannot_be_had_is_named(monkeypatch, revision, where):
     with pytest.raises(UserError, match="cannot be downloaded: not here") as raised:
         local_checkpoint(Checkpoint(hub="org/m", revision=revision))
     assert raised.value.where == where
+
+
+def test_without_a_digest_the_files_below_folders_name_a_model_too(tmp_path):
+    folder = model_folder(tmp_path / "model")
+    (folder / "below").mkdir()
+    keys = []
+    for text in ("1", "22"):
+        (folder / "below" / "weights").write_text(text)
+        keys.append(module._key(Storage(folder), None))
+    (tmp_path / "elsewhere").mkdir()
+    keys += [module._key(Storage(tmp_path / "elsewhere"), None), module._key(Storage(folder), "d")]
+    assert len(set(keys)) == 4 and keys[3] == module._key(Storage(folder), "d") and {len(key) for key in keys} == {32}

@@ -335,3 +335,16 @@ def test_a_failure_leaves_finished_and_cached_descendants_as_they_are():
     assert states["source"] == State.FAILED and states["waiting"] == State.SKIPPED
     assert states["cached"] == State.CACHED and states["ended"] == State.DONE and states["below"] == State.DONE
     assert set(schedule.errors) == {source.fingerprint, waiting.fingerprint}
+
+
+def test_the_host_of_a_stage_whose_input_was_lost_is_released():
+    """Its process may hold what was read of the damaged one."""
+    model = stage("model")
+    one, other = scored(model, "one", cost=2), scored(model, "other")
+    schedule = Schedule(graph(model, one, other), {model.fingerprint}, GPU)
+    assert schedule.next() == one.fingerprint
+    host = schedule.host(one.fingerprint)
+    assert host is not None and schedule.released() == []
+    schedule.make_again(model.fingerprint, one.fingerprint)
+    assert schedule.released() == [host] and schedule.host(one.fingerprint) is None
+    assert schedule.states[model.fingerprint] == State.READY and schedule.states[other.fingerprint] == State.WAITING

@@ -182,8 +182,12 @@ def test_a_plan_is_found_again_by_its_name(tmp_path):
     assert recorded_grids(storage) == ["_..", "a_b", "ok"]
     with pytest.raises(UserError, match=r"3 grids were run here: _\.\., a_b, ok"):
         load_plan(storage)
-    with pytest.raises(UserError, match="'other' was not run here yet"):
+    with pytest.raises(UserError, match="'other' was not run here yet") as raised:
         load_plan(storage, "other")
+    assert raised.value.fix == "grids there: _.., a_b, ok"
+    with pytest.raises(UserError, match="not run here yet") as raised:
+        load_plan(Storage(tmp_path / "empty"), "other")
+    assert raised.value.fix == "run it with `cft-ray run GRID`"
     for damage in ("[]", "{", '{"grid": "ok"}', '{"stages": {"a": {}}}', '{"stages": []}'):
         (tmp_path / "runs" / "ok.json").write_text(damage)
         with pytest.raises(UserError, match="damaged"):
@@ -248,3 +252,51 @@ def test_done_is_the_last_word_of_an_attempt(tmp_path):
     assert status(storage.uri, "study").stages[0].state == "waiting"  # its artifact is gone: it is made again
     attempted(storage, one, 2, "failed", "x")
     assert status(storage.uri, "study").stages[0].state == "failed"
+
+
+def test_rows_that_are_numbered_from_nought_are_not_sent_again(tmp_path):
+    storage, one = Storage(tmp_path), stage("one")
+    account = RowAccount(came=3, used=2, left_out={"no_output": 1})
+    made = published(storage, one, account=account)
+    direct: Any = Direct(storage)
+    assert tables.send_missing(direct, ArtifactStore(storage), [made], "study") == 1
+    assert direct.sent == [("rows", 0, 3), ("stages", 2, 1)]
+    assert tables.send_missing(direct, ArtifactStore(storage), [made], "study") == 0 and len(direct.sent) == 2
+    attempted(storage, stage("two"), 1, "failed")
+    (tmp_path / "tables" / "stages").rename(tmp_path / "tables" / "gone")
+    assert tables.send_missing(direct, ArtifactStore(storage), [made], "study") == 1 and direct.sent[2:] == [("stages", 2, 1)]
+
+
+def test_a_large_plan_is_read_again(tmp_path):
+    storage = Storage(tmp_path)
+    made = [stage(f"{number} {'x' * 200}") for number in range(300)]
+    save_plan(storage, Plan("large", {each.fingerprint: each for each in made}, ()))
+    assert (tmp_path / "runs" / "large.json").stat().st_size > 100_000
+    assert list(load_plan(storage).stages) == [each.fingerprint for each in made]
+
+
+def test_columns_of_a_status_stand_under_their_heads(world):
+    storage, _ = world
+    lines = printed(status(storage.uri), 120).splitlines()
+    head = next(line for line in lines if line.startswith("stage"))
+    row = next(line for line in lines if line.startswith("dataset done"))
+    for column, cell in (("attempts", "2"), ("seconds", "90.0"), ("rows used", "1,100 of 1,200")):
+        end = max(head.index(column) + len(column), row.index(cell) + len(cell))
+        assert row[:end].endswith(cell) and head[:end].rstrip().endswith(column), "numbers stand right"
+    assert row.index(" done ", 12) + 1 == head.index("state")
+    first = lines.index(next(line for line in lines if line.startswith("dataset done")))
+    assert all(line.startswith("dataset ") for line in lines[first : first + 7]), "a line each"
+
+
+def test_cells_are_complete_whose_stages_are_done_or_cannot_be(tmp_path):
+    storage = Storage(tmp_path)
+    made = {name: stage(name, skip="no judge" if name == "judged" else None) for name in ("one", "two", "three", "judged")}
+    roles = {"a": ("one",), "b": ("one", "two"), "c": ("two", "judged"), "d": ("one", "three"), "e": ("three",)}
+    cells = [
+        PlannedCell(name, "m", "a", "b", "none", 0, {}, {role: made[role].fingerprint for role in roles[name]}) for name in roles
+    ]
+    save_plan(storage, Plan("study", {each.fingerprint: each for each in made.values()}, tuple(cells)))
+    for name in ("one", "two"):
+        published(storage, made[name])
+    found = status(storage.uri)
+    assert (found.cells, found.cells_complete, found.complete) == (5, 3, False)

@@ -192,3 +192,10 @@ def test_who_stood_still_says_so():
 )
 def test_spans(seconds, said):
     assert watch._span(seconds) == said
+
+
+def test_a_board_that_answers_late_and_of_no_beat_has_begun_nothing(monkeypatch):
+    world = World(monkeypatch, Task(9_000))
+    answers = iter([None, 0, 0])
+    monkeypatch.setattr(world, "beats", lambda fingerprint: next(answers, 0))
+    assert world.watched(still_minutes=1, hours=0.1) == DONE and not world.recorded
