@@ -134,7 +134,7 @@ def test_a_model_that_lies_elsewhere_is_brought_once_and_must_be_the_planned_one
             super().__init__(uri)
             self.local = False
 
-        def mirror(self, target: Path) -> None:
+        def mirror(self, target: Path, *parts: str) -> None:
             target.mkdir(parents=True, exist_ok=True)
             (target / "config.json").write_text((folder / "config.json").read_text())
 
