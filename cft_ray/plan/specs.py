@@ -114,7 +114,7 @@ class DatasetSpec(Spec):
     """Rows from a source to canonical rows. Inputs: none."""
 
     kind: ClassVar[str] = "dataset"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     hub: str | None = Field(default=None, description="Hugging Face data set id")
     revision: str | None = Field(default=None, description="hub revision")
     config: str | None = Field(default=None, description="hub configuration name")

@@ -238,9 +238,9 @@ def test_lexical_embedder_is_the_same_in_every_process_and_sees_words(tmp_path: 
 
     code = (
         "from cft_ray.embedding.lexical import lexical\n"
-        "import numpy as np\nprint(np.asarray(lexical().encode(['Kehre das Wort um', 'añb 漢字', '']), np.float64).tolist())"
+        "import numpy as np\nprint(np.asarray(lexical().encode(['Schreibe es groß', 'añb 漢字', '']), np.float64).tolist())"
     )
-    here = np.asarray(lexical().encode(["Kehre das Wort um", "añb 漢字", ""]), np.float64)
+    here = np.asarray(lexical().encode(["Schreibe es groß", "añb 漢字", ""]), np.float64)
     run = subprocess.run(
         [sys.executable, "-c", code], env={"PYTHONHASHSEED": "7"}, capture_output=True, text=True, check=True, cwd=Path.cwd()
     )

@@ -16,16 +16,16 @@ from cft_ray.errors import UserError
 
 # What each instruction asks for, written down a second time: a word that only this instruction has -> the answer.
 CHECKS = {
-    r"everse|turn this around|Kehre|Invierte|Geuza": lambda item: "".join(item[-1 - i] for i in range(len(item))),
-    r"capitals|shout|groß|mayúsculas|kubwa$": lambda item: "".join(chr(ord(c) - 32) for c in item),
-    r"twice|two times|zweimal|dos veces|mara mbili": lambda item: f"{item}{item}",
-    r"first|begin|ersten|primera|kwanza": lambda item: item[:1],
-    r"last|end\?|letzten|última|mwisho": lambda item: item[-1:],
-    r"next|further|nächste|siguiente|inayofuata": lambda item: f"{int(item) - -1}",
-    r"left|in front|linke|izquierdo|kushoto": lambda item: item[:2],
-    r"right|behind|rechte|derecho|kulia": lambda item: item[3:],
-    r"Swap|exchange|Tausche|Intercambia|Badilisha": lambda item: re.sub(r"(\d+) (\d+)", r"\2 \1", item),
-    r"Join|together|Verbinde|Une|Unganisha": lambda item: str(int(item.split()[0]) * 100 + int(item.split()[1])),
+    r"everse|Turn around|Umkehren|Invierte|Geuza": lambda item: "".join(item[-1 - i] for i in range(len(item))),
+    r"Capitals|Shout|Groß|Mayúsculas|Kubwa": lambda item: "".join(chr(ord(c) - 32) for c in item),
+    r"Twice|again|Zweimal|Dos veces|Mara mbili": lambda item: f"{item}{item}",
+    r"First|begins|Anfang|Primera|kwanza": lambda item: item[:1],
+    r"Last|ends|Ende|Última|mwisho": lambda item: item[-1:],
+    r"Next|Count on|Nachfolger|Siguiente|Inayofuata": lambda item: f"{int(item) - -1}",
+    r"Left|In front|Linke|Izquierdo|Kushoto": lambda item: item[:2],
+    r"Right|Behind|Rechte|Derecho|Kulia": lambda item: item[3:],
+    r"Swap|Exchange|Tauschen|Intercambia|Badilisha": lambda item: re.sub(r"(\d+) (\d+)", r"\2 \1", item),
+    r"Join|Glue|Verbinden|Une|Unganisha": lambda item: str(int(item.split()[0]) * 100 + int(item.split()[1])),
 }
 
 
@@ -162,7 +162,7 @@ def test_languages_word_their_tasks_differently() -> None:
         assert all(not left & right for left, right in pairwise(wordings))
 
 
-DIGEST = "2cf28878031f2726e26de9b8b3a1a430704f0ea35a62287ff1c9d3482792ffa3"
+DIGEST = "4869ba17a98d1b1ff37437035d24e806c92d20128749cf81fb250c246fa12594"
 
 
 def test_an_item_has_as_many_operands_as_its_task_says_of_one_length() -> None:
