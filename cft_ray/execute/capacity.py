@@ -37,6 +37,11 @@ class Capacity:
             "GPU": sum(node.gpus * node.count for node in self.nodes),
         }
 
+    @property
+    def one_without_gpus(self) -> bool:
+        """Whether this is one machine without a GPU."""
+        return sum(node.count for node in self.nodes) == 1 and self.total["GPU"] == 0
+
     def holds(self, stages: Iterable[Resources]) -> bool:
         """Whether the bundles of all these stages can be on the nodes at the same time."""
         bundles = [(need.gpus, need.cpus, need.workers) for need in stages]

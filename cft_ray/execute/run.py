@@ -40,6 +40,7 @@ from cft_ray.metrics.accounts import accounts, lines
 from cft_ray.metrics.reporter import Reporter, start_reporter
 from cft_ray.plan.stage import Plan, skips
 from cft_ray.stages.deaths import PREEMPTIONS
+from cft_ray.stages.remote import warm_up
 from cft_ray.storage.root import Storage
 
 
@@ -275,6 +276,8 @@ def _experiment(
 ) -> None:
     """Run what the schedule lacks; returns when all has ended, or soon after a wish to stop."""
     board = Board.start()
+    if schedule.capacity.one_without_gpus and schedule.engines_wait:
+        warm_up()
     logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it tells of files that nobody wants
     folder = tempfile.mkdtemp(prefix="cft-ray-tune-")  # Tune wants a folder; nothing in it is read again
     try:

@@ -199,6 +199,12 @@ class Schedule:
         copy._host_names = count(len(self.stages) + 1)  # no name that a host has here
         return copy
 
+    @property
+    def engines_wait(self) -> bool:
+        """Whether stages that ask an engine wait for others, and none of them can begin yet."""
+        states = {self.states[key] for key, stage in self.stages.items() if stage.loads is not None}
+        return State.WAITING in states and states.isdisjoint((State.READY, State.RUNNING))
+
     def host(self, key: str) -> str | None:
         """Name of the place where a running stage finds its model, or leaves it for the next; None: it leaves nothing."""
         return self._hosts.get(key)

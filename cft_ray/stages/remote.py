@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 import ray
 from ray.exceptions import RayTaskError
 
-from cft_ray.generation.settings import environment
+from cft_ray.generation.settings import environment, prepare_environment
 from cft_ray.stages.context import StageContext
 
 T = TypeVar("T")
@@ -56,6 +56,23 @@ def stream(work: Callable[[StageContext], Iterator[T]], context: StageContext, *
         yield _got(part)
 
 
+def warm_up() -> Any:
+    """Have a process import what those with an engine import, while no stage needs one: ten seconds that none waits then.
+
+    On one machine without GPUs; on GPUs a host imports, and of several machines none is known to be asked first.
+
+    Returns:
+        Reference that is ready when it has; nobody needs to wait for it.
+    """
+    return _IMPORTS.options(num_cpus=0, max_retries=0, name="imports", runtime_env={"env_vars": environment()}).remote()
+
+
+def _import_engine() -> None:
+    prepare_environment()
+    import cft_ray.evaluation.harness
+    import cft_ray.evaluation.vllm_model  # noqa: F401 - to have it imported is the purpose
+
+
 def _run(work: Callable[[StageContext], T], context: StageContext) -> T:
     context.progress()  # the work has its CPUs and GPUs, and begins
     return work(context)
@@ -69,6 +86,7 @@ def _stream(work: Callable[[StageContext], Iterator[T]], context: StageContext) 
 # Made once: to Ray each new remote function is another sort of task.
 _RUN = ray.remote(_run)
 _STREAM = ray.remote(_stream)
+_IMPORTS = ray.remote(_import_engine)
 
 
 def _options(context: StageContext, engine: bool) -> dict[str, Any]:

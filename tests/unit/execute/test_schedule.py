@@ -348,3 +348,19 @@ def test_the_host_of_a_stage_whose_input_was_lost_is_released():
     schedule.make_again(model.fingerprint, one.fingerprint)
     assert schedule.released() == [host] and schedule.host(one.fingerprint) is None
     assert schedule.states[model.fingerprint] == State.READY and schedule.states[other.fingerprint] == State.WAITING
+
+
+def test_engines_wait_while_none_of_their_stages_can_begin():
+    model, other = stage("a"), stage("b")
+    schedule = Schedule(graph(model, other, scored(model, "x"), scored(other, "y")), set(), GPU)
+    assert schedule.engines_wait
+    first = schedule.next()
+    assert first is not None and schedule.engines_wait
+    schedule.finish(first)
+    assert not schedule.engines_wait  # one is ready
+    while (key := schedule.next()) is not None:
+        if schedule.stages[key].loads is not None:
+            assert not schedule.engines_wait  # one runs
+        schedule.finish(key)
+    assert not schedule.engines_wait  # all are through
+    assert not Schedule(graph(stage("a")), set(), GPU).engines_wait
