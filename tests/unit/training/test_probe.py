@@ -1,6 +1,7 @@
 """The comparison of a step's loss with the sum of its targets' losses, where a model knows its rows by heart."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ def learned(scale: float) -> tuple[SummedLoss, Probe]:
     causal = tiny_model("llama").eval()
     way = Way()
     set_attention(causal, attention_of(way)[0])
-    head = causal.get_output_embeddings()
+    head: Any = causal.get_output_embeddings()
     with torch.no_grad():
         head.weight.mul_(scale)
     probe = random_probe()
