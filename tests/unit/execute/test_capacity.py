@@ -75,7 +75,6 @@ def test_what_takes_no_cpu_or_no_gpu_is_bounded_by_the_other_alone():
     assert both.holds([Resources(workers=4, cpus=0, gpus=1), Resources(workers=8, cpus=1)])
 
 
-<<<<<<< HEAD
 def test_nodes_that_may_not_be_started_do_not_count():
     head, worker = {"CPU": 2.0}, {"CPU": 8.0, "GPU": 1.0}
     assert cluster_capacity([head], [(worker, 0)]).total == {"CPU": 2.0, "GPU": 0.0}
@@ -94,9 +93,9 @@ def test_what_is_short_in_words():
     said = nodes.shortage(Resources(workers=1, cpus=9, gpus=1))
     assert said == "it asks for 1 × (9 CPU, 1 GPU), and the largest node has 8 CPU and 1 GPU"
     assert Capacity(()).shortage(Resources()) == "it asks for 1 × (1 CPU), and the largest node has 0 CPU and 0 GPU"
-=======
+
+
 def test_one_machine_without_gpus():
     assert Capacity((Nodes(2),)).one_without_gpus
     for nodes in ((), (Nodes(2, 1),), (Nodes(2), Nodes(2)), (Nodes(2, count=3),), (Nodes(2, count=0),)):
         assert not Capacity(nodes).one_without_gpus, nodes
->>>>>>> 7e269e8 (One process imports for the engines while the first trainings run)
