@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,9 @@ from typing import Any
 import pytest
 from drive import grid_plan
 from faults import cuts, delays, no_copies, storm
+from outcome import light
 from s3double import Rule, S3Double
 from toygraph import World
-
-import cft_ray
-from cft_ray.artifacts.lease import holders
-from cft_ray.artifacts.store import ArtifactStore
-from cft_ray.storage.root import Storage
 
 DRIVE = Path(__file__).resolve().parent.parent / "planted" / "drive.py"
 STAGES = 13
@@ -39,23 +34,7 @@ def driver(s3_server: S3Double, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 def left(world: World) -> dict[str, Any]:
-    """What a run has left, without times, attempts and names that are drawn by lot."""
-    store, results, found = ArtifactStore(Storage(world.storage)), cft_ray.open(world.storage), {}
-    steps, attempts = results.steps().collect(), results.stages().collect()
-    for key, stage in grid_plan(World(world.log.parent), 0).stages.items():
-        made = store.verify(stage.kind, key)
-        rows = attempts.filter(fingerprint=key).select("attempt", "status").rows()
-        assert Counter(status for _, status in rows)["done"] == 1 and (made.attempt, "done") in rows, rows
-        assert not store.storage.list("checkpoints", key) and not holders(store.storage, [key])
-        beside = [entry.name for entry in store.storage.list("artifacts", stage.kind, key) if entry.name[0] != "."]
-        assert beside == sorted([made.folder, "manifest.json"])
-        found[stage.label] = (
-            {file.path: file.sha256 for file in made.files},
-            made.outputs["total"],
-            steps.filter(fingerprint=key).select("step", "loss").rows(),
-        )
-    found["cells"] = results.cells().select("cell", "role", "stage").collect().rows()
-    return found
+    return light(world.storage, grid_plan(world, 0).stages.values())
 
 
 def go(driver: subprocess.Popen[str], world: World) -> dict[str, str]:
