@@ -94,6 +94,8 @@ def decode(data: bytes, kind: str, fingerprint: str) -> Manifest:
     Raises:
         BadManifest: it is damaged, hostile, or belongs to another artifact.
     """
+    if len(data) > LARGEST:
+        raise BadManifest(f"{kind}/{fingerprint}: {len(data)} bytes are no manifest")
     try:
         manifest = Manifest.model_validate_json(data)
     except (ValidationError, RecursionError) as error:

@@ -22,7 +22,6 @@ from pyarrow import parquet as pq
 from cft_ray.artifacts import unpublished
 from cft_ray.artifacts.manifest import (
     KIND,
-    LARGEST,
     MANIFEST,
     ArtifactFile,
     BadManifest,
@@ -39,10 +38,13 @@ from cft_ray.errors import UserError
 from cft_ray.machine import machine_folder
 from cft_ray.plan.stage import Stage
 from cft_ray.storage.cache import Kept, forget, keep
+from cft_ray.storage.entry import Version
 from cft_ray.storage.errors import StorageError, Unavailable
 from cft_ray.storage.local import remove_local, sync
 from cft_ray.storage.root import Storage
 
+REMOVED = b""
+"""what is put over the manifest of an artifact that is taken away"""
 LOOKS = 2
 """times that an artifact must be found damaged before it is removed"""
 
@@ -81,7 +83,7 @@ class ArtifactStore:
 
     def exists(self, kind: str, fingerprint: str) -> bool:
         """Whether there is a manifest (not whether it is sound: `verify`)."""
-        return self.storage.size("artifacts", kind, fingerprint, MANIFEST) is not None
+        return bool(self.storage.size("artifacts", kind, fingerprint, MANIFEST))
 
     def manifest(self, kind: str, fingerprint: str) -> Manifest | None:
         """The manifest; None where there is no artifact or its manifest is not sound."""
@@ -307,25 +309,28 @@ class ArtifactStore:
 
     def remove(self, kind: str, fingerprint: str) -> None:
         """Take an artifact away: its manifest first, then the files that this names. What others put there stays."""
-        data = self._manifest_data(kind, fingerprint)
-        self._remove(kind, fingerprint, data)
+        judged = self._judged(kind, fingerprint)
+        if judged is not None:
+            self._remove(kind, fingerprint, *judged)
 
-    def _remove(self, kind: str, fingerprint: str, judged: bytes | None) -> None:
-        """Take an artifact away whose manifest reads ``judged``; one that another process has put there since stays."""
+    def _remove(self, kind: str, fingerprint: str, data: bytes, version: Version) -> None:
+        """Take an artifact away whose manifest is still in the state that was judged; another that stands by now stays.
+
+        A delete has no condition that all object stores know. So an empty manifest is put over the one that was judged, which
+        is decided as any conditional write is, and stays: it is as good as none, and a publisher puts its own over it.
+        """
         parts = ("artifacts", kind, fingerprint)
-        if judged is None or self._manifest_data(kind, fingerprint) != judged:
+        if self.storage.put_if_unchanged(*parts, MANIFEST, data=REMOVED, version=version) is None:
             return
-        self.storage.delete(*parts, MANIFEST)
         with contextlib.suppress(BadManifest):
-            manifest = decode(judged, kind, fingerprint)
+            manifest = decode(data, kind, fingerprint)
             for name in [manifest.folder] if manifest.folder else [file.path for file in manifest.files]:
                 self.storage.delete(*parts, *name.split("/"))
 
-    def _manifest_data(self, kind: str, fingerprint: str) -> bytes | None:
-        try:
-            return self.storage.read("artifacts", kind, fingerprint, MANIFEST, limit=LARGEST)
-        except ValueError:  # too large to be one
-            return b""
+    def _judged(self, kind: str, fingerprint: str) -> tuple[bytes, Version] | None:
+        """A manifest as it reads now, and its state; None where there is none."""
+        found = self.storage.read_version("artifacts", kind, fingerprint, MANIFEST)
+        return found if found is not None and found[0] != REMOVED else None
 
     def verify(self, kind: str, fingerprint: str) -> Manifest:
         """Check every file against the manifest; remove the artifact if one differs, and differs again at a second look.
@@ -339,18 +344,19 @@ class ArtifactStore:
         """
         judged, reason = None, None
         for _ in range(LOOKS):
-            judged = self._manifest_data(kind, fingerprint)
+            judged = self._judged(kind, fingerprint)
             if judged is None:
                 raise MissingArtifact(kind, fingerprint, "there is no such artifact")
             try:
-                manifest = decode(judged, kind, fingerprint)
+                manifest = decode(judged[0], kind, fingerprint)
             except BadManifest as error:
                 reason = f"its manifest is not sound ({error})"
                 continue
             reason = self._difference(manifest)
             if reason is None:
                 return manifest
-        self._remove(kind, fingerprint, judged)
+        assert judged is not None
+        self._remove(kind, fingerprint, *judged)
         raise CorruptArtifact(kind, fingerprint, reason or "unknown")
 
     def _difference(self, manifest: Manifest) -> str | None:
@@ -408,7 +414,9 @@ class ArtifactStore:
                 reason = f"{file.path} is missing"
             else:
                 reason = f"{file.path} has another SHA-256"
-        self._remove(manifest.kind, manifest.fingerprint, self._manifest_data(manifest.kind, manifest.fingerprint))
+        judged = self._judged(manifest.kind, manifest.fingerprint)
+        if judged is not None and judged[0] == manifest.encode():  # else another has been published meanwhile
+            self._remove(manifest.kind, manifest.fingerprint, *judged)
         raise CorruptArtifact(manifest.kind, manifest.fingerprint, reason)
 
 

@@ -33,7 +33,7 @@ def remember(place: str, made: Manifest) -> None:
 def remembered(place: str, kind: str, fingerprint: str) -> list[Manifest]:
     """The outputs of a stage that are finished here, the newest first; records that are none are passed over."""
     found = []
-    for path in sorted(folder(place, fingerprint).glob("[0-9]*.json"), reverse=True):
+    for path in reversed(_records(folder(place, fingerprint))):
         with contextlib.suppress(BadManifest, FileNotFoundError):
             if path.stat().st_size <= LARGEST:
                 found.append(decode(path.read_bytes(), kind, fingerprint))
@@ -45,7 +45,7 @@ def forget(place: str, made: Manifest) -> None:
     is none."""
     record = _record(place, made)
     record.unlink(missing_ok=True)
-    if not any(record.parent.glob("[0-9]*.json")):
+    if not _records(record.parent):
         remove_local(record.parent)
 
 
@@ -70,6 +70,15 @@ def _link(source: str, target: str) -> None:
         raise
     except OSError:  # a file system without links
         shutil.copyfile(source, target)
+
+
+def _records(folder: Path) -> list[Path]:
+    """The records in a folder, the oldest attempt's first; another process may be removing them."""
+    try:
+        names = os.listdir(folder)  # noqa: PTH208 - `glob` does not bear that the folder goes meanwhile
+    except FileNotFoundError:
+        return []
+    return [folder / name for name in sorted(names) if name.endswith(".json") and not name.startswith(".")]
 
 
 def _record(place: str, made: Manifest) -> Path:

@@ -13,6 +13,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 import yaml
+from faults import cuts, delays, no_copies, storm
 
 import cft_ray
 from cft_ray.grid.schema import load_grid
@@ -161,3 +162,17 @@ def test_again_does_only_what_is_missing_or_damaged(ran):
     assert {name for name in before if after[name] != before[name]} == {rows.parent.parent.name}
     attempts = cft_ray.open(folder / "storage").stages().collect()
     assert attempts.group_by("fingerprint").len().filter(pl.col("len") > 1)["fingerprint"].to_list() == [rows.parent.parent.name]
+
+
+def test_through_a_bucket_that_misbehaves_the_scores_are_those_of_the_folder(ran, s3, tmp_path):
+    """Half of all requests are refused for a while, connections are cut, requests come late, no copy is allowed."""
+    grid = {key: value for key, value in GRID.items() if key != "loggers"}
+    uri = f"s3://{s3.bucket()}/mini"
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid | {"strategies": ["none"], "storage": {"uri": uri}}))
+    with s3.behaving(no_copies, storm(10.0), cuts(0.03), delays(1.0, 0.02)):
+        done = cft_ray_("run", "grid.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-8000:]
+    folder = cft_ray.open(ran[0] / "storage").results().filter(pl.col("strategy") == "none").collect()
+    bucket = cft_ray.open(uri).results().collect()
+    assert folder.height and bucket.equals(folder)
+    assert not any(asked.copy for asked in s3.asked) and any(asked.method == "PUT" for asked in s3.asked)

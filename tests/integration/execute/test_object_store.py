@@ -186,3 +186,33 @@ def test_a_model_in_a_bucket_is_brought_once_and_is_what_was_planned(storage, s3
     newer, _ = local_checkpoint(Checkpoint(path=uri, digest=Digests().folder(uri, where="model")))
     assert newer != folder and (Path(newer) / "config.json").read_bytes() == b"another"
     assert (Path(folder) / "config.json").read_bytes() == b"config.json" * 100
+
+
+def test_a_removal_spares_what_was_published_since_the_look(storage, monkeypatch):
+    """Between the judgement and the removal another process has removed the artifact itself, and published it anew."""
+    store, other, looks = ArtifactStore(storage), ArtifactStore(storage), itertools.count(1)
+    publish(store)
+
+    def differs(manifest: Manifest) -> str:
+        if next(looks) == 2:
+            other.remove(*NAME)
+            publish(other, attempt=2)
+        return "weights is missing"
+
+    monkeypatch.setattr(store, "_difference", differs)
+    with pytest.raises(CorruptArtifact):
+        store.verify(*NAME)
+    assert other.verify(*NAME).attempt == 2 and (other.fetch(*NAME) / "model" / "weights").stat().st_size == 10_000
+
+
+def test_what_was_removed_is_absent_until_it_is_published_again(storage):
+    store = ArtifactStore(storage)
+    made = publish(store)
+    store.remove(*NAME)
+    store.remove(*NAME)
+    assert not store.exists(*NAME) and store.manifest(*NAME) is None and store.present([NAME]) == set()
+    assert not storage.list("artifacts", *NAME, made.folder, recursive=True)
+    with pytest.raises(MissingArtifact):
+        store.verify(*NAME)
+    again = publish(store, attempt=2)
+    assert store.verify(*NAME) == again and store.present([NAME]) == {NAME}

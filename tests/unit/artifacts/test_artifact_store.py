@@ -262,3 +262,21 @@ def test_a_copy_of_another_artifact_of_the_same_name_is_not_taken(store, monkeyp
     publish(store, "other", attempt=2)
     store.storage.local = False
     assert (store.fetch(*NAME) / "deep" / "data.txt").read_text() == "other"
+
+
+def test_a_removal_spares_what_was_published_since_the_look(tmp_path, monkeypatch):
+    """Between the judgement and the removal another process has removed the artifact itself, and published it anew."""
+    store, other, looks = ArtifactStore(Storage(tmp_path)), ArtifactStore(Storage(tmp_path)), []
+    publish(store)
+
+    def differs(manifest: object) -> str:
+        looks.append(manifest)
+        if len(looks) == 2:
+            other.remove(*NAME)
+            publish(other, attempt=2)
+        return "a file is missing"
+
+    monkeypatch.setattr(store, "_difference", differs)
+    with pytest.raises(CorruptArtifact):
+        store.verify(*NAME)
+    assert other.verify(*NAME).attempt == 2
