@@ -13,6 +13,7 @@ a second or two.
 """
 
 import argparse
+import contextlib
 import ctypes
 import os
 import re
@@ -149,9 +150,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="a small grid, fresh, against its bounds")
     parser.add_argument("--of", choices=list(GRIDS), default="demo", help="which")
     parser.add_argument("--interval", type=float, default=1.0, help="seconds between two looks at the memory")
+    parser.add_argument("--storage", type=Path, help="a new folder that is kept; by default one that is deleted")
     arguments = parser.parse_args()
     grid = GRIDS[arguments.of]
-    with tempfile.TemporaryDirectory(prefix="cft-ray-demo-") as storage:
+    if arguments.storage is not None:
+        arguments.storage.mkdir(parents=True)  # what is there already would be measured as done
+    kept = contextlib.nullcontext(str(arguments.storage)) if arguments.storage else None
+    with kept or tempfile.TemporaryDirectory(prefix="cft-ray-demo-") as storage:
         command = [str(Path(sys.executable).parent / "cft-ray"), "run", grid.path]
         for each in (*grid.sets, f"storage.uri={storage}"):
             command += ["--set", each]
