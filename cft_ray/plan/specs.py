@@ -137,7 +137,7 @@ class FinetuneSpec(Spec):
     """One training. Inputs: `data`; `model` unless `scratch` or `checkpoints["model"]`; what the strategy asks for."""
 
     kind: ClassVar[str] = "finetune"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     checkpoints: dict[str, Checkpoint] = Field(default_factory=dict, description="named models by role: `model`")
     scratch: ScratchModel | None = Field(default=None, description="architecture to initialise, for training from scratch")
     template: Template = Field(description="how a row becomes text")

@@ -47,7 +47,9 @@ class _SummedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        found = (None if saved is None else saved * gradients[0].to(saved.dtype) for saved in ctx.saved_tensors)
+        # As a number of Python's: as a tensor it would be rounded to bf16 first, and with it every gradient.
+        factor = float(gradients[0])
+        found = (None if saved is None else saved * factor for saved in ctx.saved_tensors)
         return (*found, None, None)
 
 

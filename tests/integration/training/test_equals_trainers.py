@@ -3,8 +3,9 @@
 Tolerances, as the largest difference of a step's loss:
 
 - fp32: 2e-5. Samples lie end to end here and padded there, and micro-batches are cut otherwise, so sums round otherwise.
-- bf16: 1e-3 against TRL under DeepSpeed with fp32 master weights, both padded. 5.7e-4 was seen with full fine-tuning; what
-  it comes from has not been isolated (samples of a batch lie longest first here, and the head's loss is computed in pieces).
+- bf16: 3e-4 in the mean over the steps and 2e-3 in one step, against TRL under DeepSpeed with fp32 master weights, both
+  padded. The first losses agree to 5e-7; then roundings to bf16 part the weights, with no sign that stays. TRL itself
+  differs by 1.8e-4 in a step from TRL with the rows of each batch in another order, so no tighter bound holds.
   ZeRO stage 2 rather than 3: `deepspeed.zero.Init` rounds the rotary frequencies to bf16, and a model that transformers
   loads without it computes with other angles.
 """
@@ -39,7 +40,7 @@ TRAINING = TrainingSettings(
     learning_rate=2e-3, steps=STEPS, batch_size=BATCH, warmup_steps=5, precision="fp32", max_length=200, max_grad_norm=None
 )
 LORA = StrategyRef(use="LoRA", version=1, settings={"rank": RANK, "alpha": ALPHA, "target_modules": TARGETS})
-FP32, BF16 = 2e-5, 1e-3
+FP32, BF16, BF16_MEAN = 2e-5, 2e-3, 3e-4
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +171,9 @@ def test_bf16_against_trl_under_deepspeed(world, lora):
     assert done.returncode == 0, done.stderr[-3000:]
     reference = json.loads(done.stdout.strip().splitlines()[-1])
     assert losses == pytest.approx(reference, abs=BF16, rel=0)
+    assert losses[:2] == pytest.approx(reference[:2], abs=1e-6, rel=0)  # the first step changes nothing: the same function
+    apart = [mine - other for mine, other in zip(losses, reference, strict=True)]
+    assert sum(map(abs, apart)) / len(apart) < BF16_MEAN
     assert min(reference) < reference[0] - 0.05
 
 
