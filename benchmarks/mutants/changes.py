@@ -103,8 +103,9 @@ def changes_of(path: str, source: str) -> list[list[Change]]:
         positions = ((node, start) for node in nodes for start, _ in made.mutation_positions(node))
         for occurrence, (node, (line, column)) in enumerate(positions):
             leaf = node.get_leaf_for_position((line, column), include_prefixes=True) if hasattr(node, "children") else node
-            if not _says_nothing(leaf, name):
-                places[line, column].append(Change(path, line, column, name, occurrence, _statement(leaf)))
+            change = Change(path, line, column, name, occurrence, _statement(leaf))
+            if not _says_nothing(leaf, name) and (name != "ExceptionReplacer" or _can_be_made(change, source)):
+                places[line, column].append(change)
     return [places[place] for place in sorted(places)]
 
 
@@ -144,6 +145,15 @@ def _says_nothing(leaf: Any, operator: str) -> bool:
             return True
         node = parent
     return False
+
+
+def _can_be_made(change: Change, source: str) -> bool:
+    """cosmic-ray replaces plain names of exceptions alone, and fails at ``struct.error``."""
+    try:
+        change.applied(source)
+    except AttributeError:
+        return False
+    return True
 
 
 def _statement(leaf: Any) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cft_ray.errors import UserError
 from cft_ray.grid.settings import ScratchModel
+from cft_ray.inference import model as looked
 from cft_ray.inference.batches import by_length, padded, taken
 from cft_ray.inference.model import LoadedModel, load, logits
 from cft_ray.models.outputs import Outputs
@@ -126,3 +127,54 @@ def test_batches_by_hand(lengths, tokens, batches):
 def test_padding_and_its_mask():
     assert padded([[1], [2, 3, 4]], 0).tolist() == [[1, 0, 0], [2, 3, 4]] and padded([[1]], 0).dtype == torch.int64
     assert taken([[1], [2, 3, 4]], 3).tolist() == [[True, False, False], [True, True, True]]
+
+
+class _OnGpu(torch.Tensor):
+    """Says that it lies on a GPU."""
+
+    is_cuda = True  # pyright: ignore[reportAssignmentType, reportIncompatibleVariableOverride]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_a_gpu_does_not_round_the_products_of_half_precision(monkeypatch, bias, dtype):
+    torch.manual_seed(0)
+    head = torch.nn.Linear(8, 5, bias=bias, dtype=dtype).requires_grad_(False)
+    hidden = torch.randn(3, 8, dtype=dtype)
+    asked: list[Any] = []
+
+    def mm(left: torch.Tensor, right: torch.Tensor, out_dtype: torch.dtype) -> torch.Tensor:
+        asked.append(out_dtype)
+        return torch.matmul(left.as_subclass(torch.Tensor).float(), right.float())
+
+    monkeypatch.setattr(torch, "mm", mm)
+    found = logits(hidden.as_subclass(_OnGpu), head)
+    exact = hidden.double() @ head.weight.double().T + (head.bias.double() if bias else 0.0)
+    tolerance = 1e-5 if dtype != torch.float32 else 1e-6
+    torch.testing.assert_close(found.as_subclass(torch.Tensor).double(), exact, rtol=tolerance, atol=1e-5)
+    assert asked == ([] if dtype == torch.float32 else [torch.float32]) and found.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("on", "asked", "dtype"),
+    [("cpu", "auto", "float32"), ("cuda", "auto", "auto"), ("cpu", "bfloat16", "bfloat16"), ("cuda", "float16", "float16")],
+)
+def test_a_model_goes_to_the_device_and_is_compared_there(folder, monkeypatch, on, asked, dtype):
+    done: list[Any] = []
+
+    class Causal:
+        config = AutoModelForCausalLM.from_pretrained(folder).config
+
+        def eval(self) -> "Causal":
+            done.append("eval")
+            return self
+
+        def to(self, device: str) -> None:
+            done.append(device)
+
+    causal = Causal()
+    monkeypatch.setattr(looked, "device", lambda: on)
+    monkeypatch.setattr(looked.loading, "load", lambda where, dtype: (done.append((where, dtype)), causal)[1])
+    monkeypatch.setattr(looked.function, "settle", lambda model, where: done.append((model, where)))
+    found = load(folder, asked)
+    assert done == [(folder, dtype), "eval", on, (causal, folder)] and found.causal is causal and found.positions == 96
