@@ -2,8 +2,9 @@
 
 A stage is *waiting* until its inputs are done, then *ready*, *running*, and *done* or *failed*; what descends from a failed
 stage is *skipped*, as is a stage that the plan says to skip. Of the ready stages that fit, the one with the longest path to
-the end of the plan (sum of estimated costs) comes first, so that the plan ends early rather than in a tail; before all
-others comes the first stage of a kind, so that what is wrong with a kind shows while little is spent, and once that has
+the end of the plan (sum of estimated costs) comes first, so that the plan ends early rather than in a tail. Before those come
+the stages without inputs, which read what comes from outside: what is wrong there shows at once, and no kind waits for a data
+set that only its end of the plan needs. Before all others comes the first stage of a kind, so that what is wrong with a kind shows while little is spent, and once that has
 ended a second one, by which it is known what the kind takes where nothing has to be imported any more. A stage that does
 not fit now may be passed by smaller ones, but only `PATIENCE` times: then those wait until it has started.
 
@@ -22,8 +23,8 @@ from itertools import count
 from cft_ray.execute.capacity import Capacity
 from cft_ray.plan.stage import Resources, Stage
 
-_Entry = tuple[float, int, str]
-"""minus the remaining path, place in the plan, fingerprint"""
+_Entry = tuple[bool, float, int, str]
+"""whether it has inputs, minus the remaining path, place in the plan, fingerprint"""
 _Shared = tuple[tuple[str | None, str], Resources]
 """what stages load that can have the same host"""
 
@@ -120,7 +121,7 @@ class Schedule:
             self._fail(key, f"the cluster can never run it: {short}")
             return
         self._move(key, State.READY)
-        entry = (-self.remaining[key], self._position[key], key)
+        entry = (bool(stage.inputs), -self.remaining[key], self._position[key], key)
         heapq.heappush(self._ready.setdefault(stage.resources, []), entry)
         if stage.kind in self._untried:
             heapq.heappush(self._untried[stage.kind], entry)
@@ -138,9 +139,9 @@ class Schedule:
             for kind, heap in self._untried.items()
             if (kind not in self._tried or self.states[self._tried[kind]] != State.RUNNING) and (first := self._first(heap))
         ]
-        heads[:0] = [(first, self.stages[first[2]].resources) for _, first in sorted(tries)]
+        heads[:0] = [(first, self.stages[first[3]].resources) for _, first in sorted(tries)]
         waiting: list[tuple[str, Resources]] = []
-        for (_, _, key), need in heads:
+        for (*_, key), need in heads:
             if self.capacity.holds([*self._running.values(), need]):
                 if any(self._passed.get(other, 0) >= PATIENCE and _compete(wanted, need) for other, wanted in waiting):
                     continue
@@ -154,14 +155,14 @@ class Schedule:
 
     def _first(self, heap: list["_Entry"]) -> "_Entry | None":
         """The most urgent of a heap that is still ready."""
-        while heap and self.states[heap[0][2]] != State.READY:
+        while heap and self.states[heap[0][3]] != State.READY:
             heapq.heappop(heap)
         return heap[0] if heap else None
 
     def _sharer(self, need: Resources) -> str | None:
         """The most urgent stage with this demand that an idle host has the model of."""
         entries = [self._first(self._sharing[shared]) for shared in self._idle.values() if shared[1] == need]
-        return min((entry for entry in entries if entry is not None), default=(0, 0, None))[2]
+        return min((entry for entry in entries if entry is not None), default=(True, 0, 0, None))[3]
 
     def _start(self, key: str) -> str:
         stage = self.stages[key]

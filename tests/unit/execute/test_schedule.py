@@ -47,10 +47,19 @@ def run_through(schedule: Schedule, fails: frozenset[str] = frozenset()) -> list
 
 
 def test_longest_remaining_path_comes_first():
-    short = stage("short", cost=5)
-    head = stage("head", cost=1)
+    source = stage("source")
+    short = stage("short", source, cost=5)
+    head = stage("head", source, cost=1)
     tail = stage("tail", head, cost=10)
-    assert run_through(Schedule(graph(short, head, tail), (), ONE)) == ["head", "tail", "short"]
+    assert run_through(Schedule(graph(source, short, head, tail), (), ONE)) == ["source", "head", "tail", "short"]
+
+
+def test_stages_without_inputs_come_before_longer_paths():
+    """A benchmark's items are needed at the end of a plan alone; what is wrong with them shows at its beginning."""
+    rows, items = stage("rows", cost=2), stage("items", cost=1)
+    training = stage("training", rows, cost=100)
+    benchmark = stage("benchmark", training, items, cost=1)
+    assert run_through(Schedule(graph(training, benchmark, rows, items), (), ONE)) == ["rows", "items", "training", "benchmark"]
 
 
 def test_the_first_stages_of_a_kind_come_before_longer_paths():
@@ -180,8 +189,9 @@ def test_a_lost_input_is_made_again_before_its_users():
 
 def test_an_input_that_is_damaged_again_and_again_ends_its_user():
     a = stage("a")
-    b, c = stage("b", a, cost=5), stage("c")
-    schedule = Schedule(graph(a, b, c), {a.fingerprint}, TWO)
+    other = stage("other")
+    b, c = stage("b", a, cost=5), stage("c", other)
+    schedule = Schedule(graph(a, other, b, c), {a.fingerprint, other.fingerprint}, TWO)
     made = 0
     assert schedule.next() == b.fingerprint
     while True:
