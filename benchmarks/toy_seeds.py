@@ -14,6 +14,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -75,8 +76,11 @@ def one(grid: str, sets: list[str], seed: int, storage: str) -> Cells:
     }
 
 
-def separate(grid: str, sets: list[str], seed: int, instructions: str) -> Cells:
-    """The same in a process of its own, under an instruction set."""
+def separate(grid: str, sets: list[str], seed: int, instructions: str, kept: Path | None) -> Cells:
+    """The same in a process of its own, under an instruction set; what a folder keeps of an earlier run is not run again."""
+    there = None if kept is None else kept / f"{seed}-{instructions}.json"
+    if there is not None and there.exists():
+        return json.loads(there.read_text())
     with tempfile.TemporaryDirectory(prefix="cft-ray-seeds-") as folder:
         result = Path(folder) / "cells.json"
         command = [sys.executable, __file__, "--grid", grid, "--one", str(seed), "--storage", f"{folder}/storage"]
@@ -85,6 +89,9 @@ def separate(grid: str, sets: list[str], seed: int, instructions: str) -> Cells:
         start = time.monotonic()
         subprocess.run(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, check=True)
         cells: Cells = json.loads(result.read_text())
+        if there is not None:
+            there.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(result, there)
     print(f"seed {seed}, {instructions}: {time.monotonic() - start:.0f} s", flush=True)
     return cells
 
@@ -140,6 +147,9 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], dest="sets", metavar="PATH=VALUE", help="as of cft-ray run")
     parser.add_argument("--seeds", type=int, default=5, help="0, 1, …")
     parser.add_argument("--instructions", nargs="*", default=["default", "avx2", "avx512"], choices=list(INSTRUCTIONS))
+    parser.add_argument(
+        "--kept", type=Path, help="folder for the cells of each run, to go on after a stop; for one grid and commit"
+    )
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--storage", help=argparse.SUPPRESS)
     parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
@@ -147,10 +157,10 @@ def main() -> None:
     if arguments.one is not None:
         arguments.result.write_text(json.dumps(one(arguments.grid, arguments.sets, arguments.one, arguments.storage)))
         return
-    by_seed = {seed: separate(arguments.grid, arguments.sets, seed, NATIVE) for seed in range(arguments.seeds)}
+    by_seed = {seed: separate(arguments.grid, arguments.sets, seed, NATIVE, arguments.kept) for seed in range(arguments.seeds)}
     by_instructions = {NATIVE: by_seed[0]}
     for name in arguments.instructions:
-        by_instructions[name] = separate(arguments.grid, arguments.sets, 0, name)
+        by_instructions[name] = separate(arguments.grid, arguments.sets, 0, name, arguments.kept)
     figures = compared(by_seed, by_instructions)
     command = f"python benchmarks/toy_seeds.py --grid {arguments.grid} --seeds {arguments.seeds}"
     command += "".join(f" --set {each}" for each in arguments.sets)

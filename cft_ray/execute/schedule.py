@@ -4,8 +4,9 @@ A stage is *waiting* until its inputs are done, then *ready*, *running*, and *do
 stage is *skipped*, as is a stage that the plan says to skip. Of the ready stages that fit, the one with the longest path to
 the end of the plan (sum of estimated costs) comes first, so that the plan ends early rather than in a tail. Before those come
 the stages without inputs, which read what comes from outside: what is wrong there shows at once, and no kind waits for a data
-set that only its end of the plan needs. Before all others comes the first stage of a kind, so that what is wrong with a kind shows while little is spent, and once that has
-ended a second one, by which it is known what the kind takes where nothing has to be imported any more. A stage that does
+set that only its end of the plan needs. Before all others comes the first stage of a kind, so that what is wrong with a kind
+shows while little is spent, and once that has ended a second one, by which it is known what the kind takes where nothing has
+to be imported any more. A stage that does
 not fit now may be passed by smaller ones, but only `PATIENCE` times: then those wait until it has started.
 
 Loading a model of 8 B parameters takes a minute, some benchmarks less. So a stage that could share the model of one that
