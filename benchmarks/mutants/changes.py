@@ -128,6 +128,8 @@ def _says_nothing(leaf: Any, operator: str) -> bool:
         return True
     if leaf.parent.type == "argument" and leaf.parent.children[0].value in GUARDS:
         return True
+    if leaf.parent.type == "if_stmt" and getattr(leaf, "value", "") == "TYPE_CHECKING":
+        return True  # for type checkers alone
     node = leaf
     while (parent := node.parent) is not None:
         if parent.type in {"annassign", "tfpdef"} and node is parent.children[1 if parent.type == "annassign" else 2]:

@@ -76,6 +76,12 @@ def test_a_sweep_is_obeyed_by_whichever_training_does_not_fix_the_setting():
     assert one.settings == {} and one.phase1 is not None and (one.phase1.batch_size, one.phase2.batch_size) == (2, 1)
 
 
+def test_a_sweep_is_obeyed_where_one_of_several_given_trainings_leaves_it_open():
+    own = "models.a.instruct={start: base, train: {data: en, training: {steps: 2, batch_size: 64}}}"
+    got = variants(own, "training={batch_size: [4, 8], phase1: {batch_size: 2}, phase2: {batch_size: 1}}")
+    assert [(each.given["base"].batch_size, each.given["instruct"].batch_size) for each in got] == [(4, 64), (8, 64)]
+
+
 def test_a_phases_sweep_takes_the_place_of_the_one_for_all():
     own = "models.a.base.train.training.batch_size=32"
     got = variants(own, "training={batch_size: [4, 8], phase1: {batch_size: [1, 2]}, phase2: {batch_size: [16, 32]}}")

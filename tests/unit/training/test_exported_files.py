@@ -90,3 +90,18 @@ def test_an_export_replaces_what_was_there_and_is_readable_by_others(tmp_path):
     assert {path.name for path in (tmp_path / "model").iterdir()} == {"config.json", "model.safetensors"}
     assert stat.S_IMODE((tmp_path / "model" / "model.safetensors").stat().st_mode) == 0o644
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "side"]
+
+
+def test_every_rank_hears_what_is_wrong(monkeypatch, tmp_path):
+    model: Any = tiny_model("llama")
+    model.config.save_pretrained(tmp_path / "side")
+
+    def broadcast(problem: list[str | None], src: int) -> None:
+        assert src == 0
+        problem[0] = "the words of the first rank"
+
+    monkeypatch.setattr(export.distributed, "get_rank", lambda: 1)
+    monkeypatch.setattr(export.distributed, "broadcast_object_list", broadcast)
+    with pytest.raises(StageFailed, match="the words of the first rank"):
+        export.write(export.gathered_parameters(model), model, tmp_path / "side", tmp_path / "model")
+    assert [path.name for path in tmp_path.iterdir()] == ["side"]

@@ -55,3 +55,18 @@ def test_losses_one_by_one_sum_to_the_whole(kind, way):
         for row in probe.rows
     ]
     torch.testing.assert_close(each, torch.cat(expected), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("way", [Way("padded"), Way("padded", "own")], ids=str)
+def test_a_model_that_takes_no_positions_is_given_none(way):
+    from cft_ray.training.verdicts import random_probe
+
+    model: Any = tiny_model("bloom")
+    probe = random_probe()
+    each = SummedLoss(model, model, way)(probe.batches["padded"], summed=False)
+    plain: Any = tiny_model("bloom")
+    expected = [
+        torch.nn.functional.cross_entropy(plain(row.ids[None]).logits[0, row.predictors], row.labels, reduction="none")
+        for row in probe.rows
+    ]
+    torch.testing.assert_close(each, torch.cat(expected), rtol=1e-3, atol=1e-3)
