@@ -1,25 +1,27 @@
 """Stages that stand still, that take too long, that lose their nodes, whose rows do not reach the tables: on real Ray."""
 
+import contextlib
 import io
 import json
 import os
 import shutil
-import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 
 import psutil
 import pytest
-import ray
 from awaystage import AwaySpec
-from ray.cluster_utils import Cluster
 from rich.console import Console
 from toygraph import World, plan
 
 from cft_ray.execute.run import Outcome, run
-from cft_ray.execute.watch import most_seconds
+from cft_ray.execute.watch import RETRIES, most_seconds
 from cft_ray.plan.stage import Plan, Resources, Stage
+
+PLANTED = Path(__file__).resolve().parent.parent / "planted"
 
 
 @pytest.fixture
@@ -38,9 +40,11 @@ def go(world: World, planned: Plan) -> Outcome:
 
 
 def alive(world: World) -> list[int]:
-    """Processes that began the work and are still there."""
+    """Processes that began the work and are still there after a while."""
     pids = {int(line.split()[1]) for line in world.log.read_text().splitlines()}
-    return [pid for pid in pids if psutil.pid_exists(pid) and "remote" in " ".join(psutil.Process(pid).cmdline())]
+    assert pids
+    _, left = psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=20)
+    return [process.pid for process in left if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
 
 
 def test_work_that_stands_still_is_killed_and_tried_again(world, ray_session):
@@ -86,13 +90,15 @@ def test_a_limit_is_generous_where_the_grid_gives_none():
 def test_rows_that_cannot_be_sent_fail_no_stage_and_are_sent_at_the_end(world, ray_session):
     """The reporter's process dies again and again while the stages report."""
     stages = [world.stage(f"s{number}", seconds=1.0) for number in range(4)]
-    stop = threading.Event()
+    stop, killed = threading.Event(), set()
 
     def kill() -> None:
         while not stop.wait(0.5):
             for process in psutil.Process().children(recursive=True):
-                if "_ReporterActor" in " ".join(process.cmdline()):
-                    os.kill(process.pid, signal.SIGKILL)
+                with contextlib.suppress(psutil.NoSuchProcess):  # it has ended since the look
+                    if "_ReporterActor" in " ".join(process.cmdline()):
+                        process.kill()
+                        killed.add(process.pid)
 
     killer = threading.Thread(target=kill)
     killer.start()
@@ -103,8 +109,9 @@ def test_rows_that_cannot_be_sent_fail_no_stage_and_are_sent_at_the_end(world, r
     finally:
         stop.set()
         killer.join()
+    assert len(killed) > 1
     assert {stage.status for stage in outcome.stages.values()} == {"done"}
-    assert outcome.exit_code == 0 or outcome.unsent is not None
+    assert (outcome.exit_code == 0) == (outcome.unsent is None)
     assert go(world, plan(*stages)).exit_code == 0
     for stage in stages:
         assert world.steps(stage) == [1, 2, 3]
@@ -127,35 +134,14 @@ def test_an_artifact_that_is_gone_at_the_end_is_not_reported_as_there(world, ray
     assert [(stage.label, stage.status) for stage in outcome.failed] == [("first", "failed")]
 
 
-def test_lost_nodes_are_no_lives(tmp_path, world):
-    """More nodes go, one after the other, than a stage has lives."""
-    losses = 4
-    if ray.is_initialized():
-        pytest.skip("this process is connected to the tests' shared Ray; the test needs a cluster of its own: run it by itself")
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 80 * 2**20})
-    try:
-        ray.init(address=cluster.address, log_to_driver=False)
-        node = cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
-        cluster.wait_for_nodes()
-        stage = away(world, "far", seconds=6.0)
-        taken: list[str] = []
-
-        def take_away() -> None:
-            nonlocal node
-            for loss in range(losses):
-                while world.began()["far"] <= loss:
-                    time.sleep(0.1)
-                taken.append(node.node_id)
-                cluster.remove_node(node, allow_graceful=False)
-                node = cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
-
-        thread = threading.Thread(target=take_away)
-        thread.start()
-        outcome = go(world, plan(stage))
-        thread.join()
-        nodes = [line.split()[2] for line in world.log.read_text().splitlines() if line.endswith("begin")]
-        assert outcome.exit_code == 0, json.dumps([vars(one) for one in outcome.stages.values()])
-        assert len(nodes) == losses + 1 and set(nodes[:-1]) == set(taken) and world.ended()["far"] == 1
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
+def test_lost_nodes_are_no_lives(world):
+    """More nodes go, one after the other, than a stage has lives. In a process of its own, which has a cluster of its own."""
+    losses = RETRIES + 2
+    command = [sys.executable, str(PLANTED / "losing_nodes.py"), str(world.log.parent), str(losses)]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False, env=environment)
+    assert done.returncode == 0, done.stderr[-8000:]
+    said = json.loads(done.stdout.splitlines()[-1])
+    nodes = [line.split()[2] for line in world.log.read_text().splitlines() if line.endswith("begin")]
+    assert said["exit"] == 0, said
+    assert len(nodes) == losses + 1 and nodes[:-1] == said["taken"] and world.ended()["far"] == 1
