@@ -10,6 +10,8 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
+from cft_ray.storage.location import OTHER, SCHEME, SCHEMES
+
 MOST = 1_000_000_000
 """Of anything that is counted (rows, tokens, steps); more is a slip of the finger."""
 MOST_WORKERS = 10_000
@@ -20,12 +22,6 @@ NAME = r"^[^\s/\\→*?\[\]=,:]+$"
 _REPOSITORY = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9_.-]*/)?[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _LANGUAGE = re.compile(r"[a-z]{2,3}")
 _NO_REVISION = re.compile(r"[\s~^:?*\[\\\x00-\x1f\x7f]|\.\.|@\{|//|^[-/.]|[/.]$|\.lock$|/\.")
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(.*)", re.DOTALL)
-STORES = ("file", "s3", "gs", "gcs")
-_ELSEWHERE = (
-    *("dbfs", "hdfs", "viewfs", "abfs", "abfss", "az", "azure", "wasb", "wasbs", "adl", "oss"),
-    *("http", "https", "hf", "s3a", "s3n", "ftp", "sftp"),
-)
 _PLACE = "a folder or file, s3://BUCKET/… or gs://BUCKET/…"
 
 
@@ -79,7 +75,7 @@ def _place(text: str) -> str:
         raise wrong(f"{text!a} cannot be a place: it has line breaks or control characters", _PLACE)
     scheme, separator, rest = text.partition("://")
     if separator:
-        if scheme not in STORES:
+        if scheme not in SCHEMES:
             raise wrong(f"{text!r} has the unknown scheme {scheme!r}", _PLACE)
         if scheme == "file":
             if not rest.startswith("/"):
@@ -98,9 +94,9 @@ def _place(text: str) -> str:
         if {".", ".."} & set(path.split("/")):
             raise wrong(f"{text!r} has `.` or `..` in its path, which a bucket does not know", "write the path out")
         return text
-    found = _SCHEME.fullmatch(text)
-    if found and (found[2].startswith("/") or found[1].lower() in STORES or found[1].lower() in _ELSEWHERE):
-        known = found[1].lower() in STORES and found[1] != "file"
+    found = SCHEME.fullmatch(text)
+    if found and (found[2].startswith("/") or found[1].lower() in SCHEMES or found[1].lower() in OTHER):
+        known = found[1].lower() in SCHEMES and found[1] != "file"
         rest = found[2].lstrip("/")
         fix = f"{found[1].lower()}://{rest}" if known and rest else _PLACE
         raise wrong(f"{text!r}: `{found[1]}:` begins neither a path nor a URI", fix)

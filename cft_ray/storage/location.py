@@ -8,12 +8,12 @@ from cft_ray.errors import UserError
 
 SCHEMES = ("file", "s3", "gs", "gcs")
 WANTED = "use a folder, s3://BUCKET/… or gs://BUCKET/…"
-_OTHER = (
-    *("dbfs", "hdfs", "viewfs", "abfs", "abfss", "az", "azure", "wasb", "wasbs", "adl"),
-    *("oss", "http", "https", "hf", "s3a", "s3n"),
+OTHER = (
+    *("dbfs", "hdfs", "viewfs", "abfs", "abfss", "az", "azure", "wasb", "wasbs", "adl", "oss"),
+    *("http", "https", "hf", "s3a", "s3n", "ftp", "sftp"),
 )
 """Schemes of places that are no storage here; with a colon alone they are refused too, as folders are never called so."""
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(.*)", re.DOTALL)
+SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(.*)", re.DOTALL)
 
 
 def understood(text: str) -> tuple[str, str, str]:
@@ -32,8 +32,8 @@ def understood(text: str) -> tuple[str, str, str]:
         raise UserError("the storage is empty", where="storage.uri", fix=WANTED)
     scheme, separator, rest = text.partition("://")
     if not separator:
-        found = _SCHEME.fullmatch(text)
-        if found and (found[2].startswith("/") or found[1].lower() in (*SCHEMES, *_OTHER)):
+        found = SCHEME.fullmatch(text)
+        if found and (found[2].startswith("/") or found[1].lower() in (*SCHEMES, *OTHER)):
             known = found[1].lower() in SCHEMES
             fix = f"{found[1].lower()}://{found[2].lstrip('/')}" if known and found[1] != "file" else WANTED
             raise UserError(f"`{found[1]}:` begins neither a folder nor a URI", where=text, fix=fix)
