@@ -8,12 +8,14 @@ from there. Everything else that does not come out as it went in is an error tha
 
 import re
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from cft_ray.data import chat_filling
+from cft_ray.data.chat_filling import Form, Pieces
 from cft_ray.data.templates import Conversation
 from cft_ray.errors import UserError
 from cft_ray.grid.settings import Template
@@ -21,20 +23,18 @@ from cft_ray.grid.settings import Template
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Pieces = list[tuple[str, bool]]
-"""(text, whether it is the row's own) in order"""
 Messages = list[dict[str, str]]
 _WHERE = "template.name: chat"
 _THINK, _THOUGHT = "<think>", "</think>"
 _MARK = "Qz{}zQ"
+_TRIED = ("a", " a\n", "\n\na b", "日本 é", "        x = 1")
 
 
 class Unwritable(Exception):
     """A row that is left out; the reason is its only argument."""
 
 
-@dataclass(frozen=True)
-class Turn:
+class Turn(NamedTuple):
     """One answer of a conversation.
 
     Args:
@@ -48,8 +48,7 @@ class Turn:
     tail: str
 
 
-@dataclass(frozen=True)
-class Written:
+class Written(NamedTuple):
     """A conversation.
 
     Args:
@@ -82,7 +81,10 @@ class ChatTemplate:
     """what is written behind the last answer"""
     spelled: re.Pattern[str] = re.compile("(?!)")
     """control tokens as text spells them, known once `marks` are: what a row spells so is its text all the same"""
+    agrees: Callable[[Pieces], bool] = lambda _: True
+    """whether a text in pieces becomes the ids that the tokenizer makes of it"""
     _skeletons: dict[tuple[str, ...], list[str]] = field(default_factory=dict)
+    _forms: dict[tuple[bool, bool], tuple[Form, str, bool] | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.tokenizer.chat_template:
@@ -125,12 +127,51 @@ class ChatTemplate:
             UserError: the template loses a part of it, or writes answers elsewhere than where it asks for them.
             Unwritable: the template changes text that is spelled like a control token.
         """
+        if not said.turns and (filled := self._filled(said, output)) is not None:
+            return filled
         question, messages = self._asked(said, row)
         asked = self._pieces(question, messages, ask=True)
         answer = None if output is None else self._answer(question, messages, output, row)
         earlier, untaught, asked = self._earlier(asked, question, messages)
         last = Turn(asked, [], "") if answer is None else Turn(asked, answer, self.tail)
         return Written((*earlier, last), untaught)
+
+    def _filled(self, said: Conversation, output: str | None) -> Written | None:
+        """What is written of one question and its answer, by a form; None where the template has none for it."""
+        shape = (bool(said.system), output is not None)
+        if shape not in self._forms:
+            self._forms[shape] = self._form(*shape)
+        if (found := self._forms[shape]) is None:
+            return None
+        form, lead, stripped = found
+        contents = [said.asked]
+        if said.system:
+            contents = [f"{said.system}\n\n{said.asked}"] if self.merged else [said.system, said.asked]
+        asked = form.pieces(contents)
+        if output is None:
+            return Written((Turn(asked, [], ""),))
+        answer = [(lead, False)] if lead else []
+        if text := output.strip() if stripped else output:
+            answer.append((text, True))
+        return Written((Turn(asked, answer, self.tail),))
+
+    def _form(self, system: bool, answered: bool) -> tuple[Form, str, bool] | None:
+        """The form of a question; what the template writes between it and an answer; whether it strips the answer."""
+        said = Conversation("a" if system else "", (), "a", "")
+        roles = [message["role"] for message in _messages(said, merged=self.merged)]
+        literals = chat_filling.literals(str(self.tokenizer.get_chat_template()))
+        asked = chat_filling.form(lambda messages: self._render(messages, ask=True), roles, literals)
+        if asked is None or not all(self.agrees(asked.pieces([text] * len(roles))) for text in _TRIED):
+            return None
+        if not answered:
+            return asked, "", False
+        whole = chat_filling.form(lambda messages: self._render(messages, ask=False), [*roles, "assistant"], literals)
+        if whole is None or whole.marks[-1] != self.tail:
+            return None
+        same = whole.marks[:-2] == asked.marks[:-1] and whole.stripped[:-1] == asked.stripped
+        if not same or not whole.marks[-2].startswith(asked.marks[-1]):
+            return None
+        return asked, whole.marks[-2][len(asked.marks[-1]) :], whole.stripped[-1]
 
     def _answer(self, question: str, asked: Messages, output: str, row: str) -> Pieces:
         """The last answer behind the question, without the tail."""
@@ -144,7 +185,9 @@ class ChatTemplate:
                 raise self._refusal(row, "asks in other words than those in which it writes an answer in")
             # As templates do that can be asked to think: no thought is an empty one.
             thought = output.lstrip()
-            return [(thought[len(_THINK) :].lstrip("\n") if thought.startswith(_THINK) else f"\n{_THOUGHT}\n\n{output}", True)]
+            if thought.startswith(_THINK):
+                return [(thought[len(_THINK) :].lstrip("\n"), True)]
+            return [(f"\n{_THOUGHT}\n\n", False), (output, True)]
         if not whole.endswith(self.tail) or len(whole) - len(self.tail) < len(question):
             raise self._refusal(row, "ends differently after")
         body = whole[: len(whole) - len(self.tail)]

@@ -8,10 +8,10 @@ an answer that is whole.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from cft_ray.data.chat_template import ChatTemplate, Pieces, Turn, Unwritable, Written
+from cft_ray.data.chat_filling import Pieces
+from cft_ray.data.chat_template import ChatTemplate, Turn, Unwritable, Written
 from cft_ray.data.templates import OPENINGS, conversation, prompts
 from cft_ray.data.vocabulary import Vocabulary, Where
 from cft_ray.errors import UserError
@@ -21,14 +21,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-SEAM = 24
-"""Characters before a seam that are looked at: more than a token that could span it has."""
+SEAM = 36
+"""Characters before a seam among which those are that are looked at."""
+_TEXTS = ("instruction", "output", "input", "system", "turns")
+"""columns with a row's text"""
+_END = re.compile(r"\S{0,12}\s{0,24}\Z")
 _HEAD = re.compile(r"\s{0,24}\S{0,12}")
-"""What is looked at behind a seam: white space and the beginning of a word."""
+"""What is looked at on both sides of a seam: white space and a word's part that is more than a token across it would have."""
 
 
-@dataclass(frozen=True)
-class Encoded:
+class Encoded(NamedTuple):
     """A row as tokens.
 
     Args:
@@ -66,13 +68,15 @@ class Encoder:
         self.chat = ChatTemplate(tokenizer, template) if template is not None and template.name == "chat" else None
         self.vocabulary = Vocabulary(tokenizer, self.chat.marks if self.chat else "")
         if self.chat is not None:
-            self.chat.spelled = self.vocabulary.spelled
+            self.chat.spelled, self.chat.agrees = self.vocabulary.spelled, self._agrees
         end = self.vocabulary.control_in(self.chat.tail) if self.chat else None
         self._tail_end = 0 if self.chat is None or end is None else end[1]
         taught = self.vocabulary.end if end is None else end[2]
         self.ends: tuple[int, ...] = tuple(dict.fromkeys((taught, self.vocabulary.end)))
         """ids that end an answer: the one that is taught, and the tokenizer's end of sequence"""
         self._openings = self._shared()
+        self._tails: dict[tuple[str, Where], list[int]] = {}
+        """what is behind an answer, and what that follows -> ids"""
         self._merging: dict[tuple[str, str], bool] = {}
         """texts around a seam -> whether a token would span it"""
 
@@ -133,7 +137,7 @@ class Encoder:
     ) -> list[Encoded]:
         written = [self._written(row, output) for row, output in zip(rows, outputs, strict=True)]
         turns = [() if isinstance(each, Unwritable) else each.turns for each in written]
-        spelled = [self._spells(row) for row in rows]
+        spelled = self._spelled(rows)
         start = [] if self.chat else list(self.vocabulary.prefix)
         ids = [list(start) for _ in rows]
         answers: list[list[tuple[int, int]]] = [[] for _ in rows]
@@ -148,18 +152,11 @@ class Encoder:
             seams += [(place, *pair) for place in there if (pair := self._seam(turns[place][number], ids[place]))]
             self._append(there, ids, [turns[place][number].answer for place in there], spelled, first=False)
             for place in there:
-                turn, row = turns[place][number], ids[place]
-                begin = last[place]
                 final = number == len(turns[place]) - 1
                 whole = not final or ended is None or ended[place]
-                if whole:
-                    self._close(row, turn, final=final)
-                stop = len(row)
-                if whole and self.chat is not None:
-                    behind = turn.tail[self._tail_end :] if len(turn.tail) >= self._tail_end else ""
-                    row += self.vocabulary.encode_mixed([(behind, False)], self.vocabulary.after(row)) if behind else []
-                if stop > begin:
-                    answers[place].append((begin, stop))
+                stop = self._close(ids[place], turns[place][number], final=final) if whole else len(ids[place])
+                if stop > last[place]:
+                    answers[place].append((last[place], stop))
         merging = self._merged(seams)
         return [
             Encoded(ids[place], answers[place], last[place], spelled[place], refused=str(each))
@@ -172,10 +169,11 @@ class Encoder:
         """The text on both sides of an answer's beginning; None where no token can span it."""
         if not ids or not turn.answer or self._after(ids) != "inside":
             return None
-        asked, answer = ("".join(text for text, _ in pieces) for pieces in (turn.asked, turn.answer))
-        asked = asked[-SEAM:] if self.chat is None else self.vocabulary.spelled.split(asked)[-1][-SEAM:]
+        asked = self.vocabulary.last_text(turn.asked, SEAM)[-SEAM:]
+        answer = "".join(text for text, _ in turn.answer)
         head = _HEAD.match(answer)
-        return (asked, head[0]) if asked and head else None
+        end = _END.search(asked)
+        return (end[0], head[0]) if asked and end and head else None
 
     def _merged(self, seams: Sequence[tuple[int, str, str]]) -> set[int]:
         """Places whose text around a seam is encoded otherwise as one."""
@@ -187,29 +185,49 @@ class Encoder:
             self._merging[pair] = joined != apart[pair[0]] + apart[pair[1]]
         return {place for place, asked, answer in seams if self._merging[asked, answer]}
 
-    def _close(self, row: list[int], turn: Turn, *, final: bool) -> None:
-        """The end of an answer: the template's mark up to its first control token, or the end of sequence."""
-        if self.chat is not None and self._tail_end and len(turn.tail) >= self._tail_end:
-            row += self.vocabulary.encode_mixed([(turn.tail[: self._tail_end], False)], self.vocabulary.after(row))
-        elif self.chat is None or final:
+    def _close(self, row: list[int], turn: Turn, *, final: bool) -> int:
+        """Put an answer's end behind it: the template's mark up to its first control token, or the end of sequence; then what
+        the template writes behind that. Returns where the answer ends."""
+        if self.chat is None:
             row.append(self.vocabulary.end)
+            return len(row)
+        stop = self._tail_end if len(turn.tail) >= self._tail_end else 0
+        if stop:
+            row += self._tail(turn.tail[:stop], self.vocabulary.after(row))
+        elif final:
+            row.append(self.vocabulary.end)
+        end = len(row)
+        if len(turn.tail) > stop and (stop or not self._tail_end):
+            row += self._tail(turn.tail[stop:], self.vocabulary.after(row))
+        return end
+
+    def _tail(self, text: str, where: Where) -> list[int]:
+        if (text, where) not in self._tails:
+            (self._tails[text, where],) = self.vocabulary.encode_mixed([([(text, False)], where)])
+        return self._tails[text, where]
 
     def _append(self, there: list[int], ids: list[list[int]], texts: list[Pieces], spelled: list[bool], *, first: bool) -> None:
         """Encode a text behind each row's ids, those in like places together."""
-        groups: dict[tuple[Where, bool], list[tuple[int, str]]] = {}
+        mixed: list[tuple[Pieces, Where]] = []
+        places: list[int] = []
+        groups: dict[tuple[Where, bool], tuple[list[int], list[str]]] = {}
         for place, pieces in zip(there, texts, strict=True):
             where: Where = "start" if first else self._after(ids[place])
-            if self.chat is not None and spelled[place]:
-                ids[place] += self.vocabulary.encode_mixed(pieces, where)
+            text, literal = pieces[0] if len(pieces) == 1 else ("", False)
+            if len(pieces) > 1 or (pieces and spelled[place] and not literal):
+                places.append(place)
+                mixed.append((pieces, where))
             elif pieces:
-                groups.setdefault((where, self.chat is None), []).append((place, "".join(text for text, _ in pieces)))
-        for (where, literal), members in groups.items():
-            texts_there = [text for _, text in members]
-            if where == "start" and literal:
-                found = self._started(texts_there)
-            else:
-                found = self.vocabulary.encode(texts_there, where, literal=literal)
-            for (place, _), tokens in zip(members, found, strict=True):
+                members, members_texts = groups.setdefault((where, literal), ([], []))
+                members.append(place)
+                members_texts.append(text)
+        found = [(places, self.vocabulary.encode_mixed(mixed))]
+        for (where, literal), (members, members_texts) in groups.items():
+            opened = where == "start" and literal
+            made = self._started(members_texts) if opened else self.vocabulary.encode(members_texts, where, literal=literal)
+            found.append((members, made))
+        for members, made in found:
+            for place, tokens in zip(members, made, strict=True):
                 ids[place] += tokens
 
     def _shared(self) -> dict[str, tuple[int, list[int]]]:
@@ -234,14 +252,20 @@ class Encoder:
 
     def _after(self, ids: Sequence[int]) -> Where:
         """Where text stands that follows these ids; behind what the tokenizer puts before a text by itself, the text starts."""
-        if self.chat is None and tuple(ids) == self.vocabulary.prefix:
+        prefix = self.vocabulary.prefix
+        if self.chat is None and len(ids) == len(prefix) and tuple(ids) == prefix:
             return "start"
         return self.vocabulary.after(ids)
 
-    def _spells(self, row: Mapping[str, str]) -> bool:
-        return self.vocabulary.spells_control(
-            value for name in ("instruction", "output", "input", "system", "turns") if (value := row.get(name))
-        )
+    def _spelled(self, rows: Sequence[Mapping[str, str]]) -> list[bool]:
+        """Of each row, whether its text spells a control token."""
+        texts = ["\0".join([row.get(name) or "" for name in _TEXTS]) for row in rows]
+        return [self.vocabulary.spelled.search(text) is not None for text in texts]
+
+    def _agrees(self, pieces: Pieces) -> bool:
+        """Whether a text in pieces that spells nothing itself becomes the ids that the tokenizer makes of it."""
+        whole = self.vocabulary.encode(["".join(text for text, _ in pieces)], "start", literal=False)
+        return self.vocabulary.encode_mixed([(pieces, "start")]) == whole
 
     def _written(self, row: Mapping[str, str], output: str | None) -> Written | Unwritable:
         assert self.template is not None

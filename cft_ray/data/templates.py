@@ -7,7 +7,7 @@ tokenizer's chat template makes of a conversation is in `cft_ray.data.chat_templ
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from cft_ray.data.rows import load_turns
 from cft_ray.errors import UserError
@@ -26,8 +26,7 @@ OPENINGS = {
 """template -> what many prompts begin with, and what follows there"""
 
 
-@dataclass(frozen=True)
-class Conversation:
+class Conversation(NamedTuple):
     """What is said in a row.
 
     Args:

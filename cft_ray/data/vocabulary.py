@@ -9,8 +9,10 @@ spelled like one becomes the tokens of its characters.
 import json
 import re
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from cft_ray.data.chat_filling import Pieces
 from cft_ray.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,6 +21,16 @@ if TYPE_CHECKING:
 
 Where = Literal["start", "section", "inside"]
 """at the start of a sequence; behind an added token; behind other text"""
+
+
+class _Marks(NamedTuple):
+    """A template's text: text, ids from its first control token to its last, and text; whether those strip what is beside."""
+
+    before: str
+    ids: list[int]
+    behind: str
+    lstrip: bool
+    rstrip: bool
 
 
 class Vocabulary:
@@ -60,6 +72,7 @@ class Vocabulary:
             self._state["model"].get("unk_id")
         }
         self._tokenizers: dict[str, Tokenizer] = {}
+        self._marks = lru_cache(256)(self._marked)
         whole = backend.encode("a", add_special_tokens=True).ids
         bare = backend.encode("a", add_special_tokens=False).ids
         first = next((at for at in range(len(whole)) if whole[at : at + len(bare)] == bare), 0)
@@ -98,35 +111,72 @@ class Vocabulary:
                     ids[place] = self._broken(texts[place], where)
         return ids
 
-    def encode_mixed(self, pieces: Sequence[tuple[str, bool]], where: Where) -> list[int]:
-        """Token ids of one text of several pieces, (text, whether it is literal); no seam between text and text."""
-        ids: list[int] = []
-        run, strip = "", False
+    def encode_mixed(self, texts: Sequence[tuple[Pieces, Where]]) -> list[list[int]]:
+        """Token ids of texts in pieces, each with what it follows; no seam between text and text."""
+        parted = [self._parts(pieces) for pieces, _ in texts]
+        runs: dict[Where, dict[str, list[int]]] = {"start": {}, "section": {}, "inside": {}}
+        for (first, marked), (_, where) in zip(parted, texts, strict=True):
+            runs[where][first] = []
+            for _, run in marked:
+                runs["section"][run] = []
+        for where, found in runs.items():
+            found.pop("", None)
+            found.update(zip(found, self.encode(list(found), where, literal=True), strict=True))
+            found[""] = []
+        section = runs["section"]
+        encoded = []
+        for (first, marked), (_, where) in zip(parted, texts, strict=True):
+            ids = list(runs[where][first])
+            for marks, run in marked:
+                ids += marks
+                ids += section[run]
+            encoded.append(ids)
+        return encoded
 
-        def flush() -> None:
-            nonlocal run
-            if run:
-                ids.extend(self.encode([run], self.after(ids) if ids else where, literal=True)[0])
-            run = ""
+    def last_text(self, pieces: Pieces, least: int) -> str:
+        """The text behind the last control token of pieces, or its end of at least so many characters, if it has them."""
+        text = ""
+        for piece, literal in reversed(pieces):
+            marks = None if literal else self._marks(piece)
+            text = (piece if marks is None else marks.behind) + text
+            if marks is not None or len(text) >= least:
+                break
+        return text
 
+    def _parts(self, pieces: Pieces) -> tuple[str, list[tuple[list[int], str]]]:
+        """Pieces as a text and, in turn, ids of control tokens and a text behind them."""
+        texts, ids, strip = [""], [], False
         for piece, literal in pieces:
-            text = piece
-            while text:
-                found = None if literal else self.spelled.search(text)
-                before = text if found is None else text[: found.start()]
-                if strip:
-                    before = before.lstrip()
-                    strip = not before
-                run += before
-                if found is None:
-                    break
-                token = self._control[found[0]]
+            marks = None if literal else self._marks(piece)
+            before = piece if marks is None else marks.before
+            if strip:
+                before = before.lstrip()
+                strip = not before
+            texts[-1] += before
+            if marks is not None:
+                if marks.lstrip:
+                    texts[-1] = texts[-1].rstrip()
+                ids.append(marks.ids)
+                texts.append(marks.behind)
+                strip = marks.rstrip and not marks.behind
+        return texts[0], list(zip(ids, texts[1:], strict=True))
+
+    def _marked(self, text: str) -> "_Marks | None":
+        """A template's text around its control tokens; None: there are none in it."""
+        ids: list[int] = []
+        begin, rstrip = 0, False
+        tokens = [(found.start(), found.end(), self._control[found[0]]) for found in self.spelled.finditer(text)]
+        for start, stop, token in tokens:
+            if ids:
+                run = text[begin:start].lstrip() if rstrip else text[begin:start]
                 run = run.rstrip() if token["lstrip"] else run
-                flush()
-                ids.append(token["id"])
-                strip, text = token["rstrip"], text[found.end() :]
-        flush()
-        return ids
+                ids += self.encode([run], "section", literal=True)[0] if run else []
+            ids.append(token["id"])
+            begin, rstrip = stop, token["rstrip"]
+        if not tokens:
+            return None
+        behind = text[begin:].lstrip() if rstrip else text[begin:]
+        return _Marks(text[: tokens[0][0]], ids, behind, tokens[0][2]["lstrip"], rstrip)
 
     def _broken(self, text: str, where: Where) -> list[int]:
         """A text whose spelling of a control token the model takes for the token even so: broken inside it."""

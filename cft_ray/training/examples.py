@@ -23,7 +23,8 @@ from cft_ray.grid.settings import Template, TrainingSettings
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-ROWS_AT_ONCE = 1024
+ROWS_AT_ONCE = 256
+"""rows; with more, what is made of them lives long enough for the garbage collector to look through the whole process"""
 _ARRAYS = ("tokens", "offsets", "taught", "places")
 
 
@@ -158,8 +159,9 @@ def encode(
     """
     encoder = Encoder(tokenizer, template)
     longest = settings.longest(positions)
-    kept: list[np.ndarray] = []
-    masks: list[np.ndarray] = []
+    tokens: list[np.ndarray] = []
+    taught: list[np.ndarray] = []
+    lengths: list[int] = []
     places: list[int] = []
     tally: Counter[str] = Counter()
     begin = 0
@@ -169,35 +171,36 @@ def encode(
         tally["no_output"] += len(given) - len(answered)
         whole = [given[index].get("finish_reason") in (None, "", "stop") for index in answered]
         found = encoder.rows([given[index] for index in answered], whole)
+        kept: list[int] = []
+        targets: list[tuple[int, int]] = []
         for index, row, ended in zip(answered, found, whole, strict=True):
             if row.refused is not None:
                 tally["refused"] += 1
                 continue
-            ids = np.asarray(row.ids, dtype=np.int32)
-            mask = np.zeros(len(ids), dtype=bool)
-            for first, stop in row.answers:
-                mask[first:stop] = True
-            if settings.train_on_prompt:
-                mask[:] = True
-            mask[:1] = False
+            ids = row.ids
+            answers = [(0, len(ids))] if settings.train_on_prompt else row.answers
             if len(ids) > longest:
                 tally["too_long"] += 1
                 if settings.long_rows == "drop":
                     continue
-                ids, mask = ids[:longest], mask[:longest]
-            if row.prompt >= len(ids) or not mask.any():
+                ids = ids[:longest]
+            # Nothing predicts a row's first token.
+            spans = [(max(first, 1), min(stop, len(ids))) for first, stop in answers]
+            if row.prompt >= len(ids) or all(first >= stop for first, stop in spans):
                 tally["without_target"] += 1
                 continue
-            noted = {
-                "cut": not ended,
-                "special_in_text": row.spelled,
-                "seam": row.seam,
-                "untaught": row.untaught > 0,
-            }
-            tally.update(name for name, true in noted.items() if true)
-            kept.append(ids)
-            masks.append(mask)
+            tally["cut"] += not ended
+            tally["special_in_text"] += row.spelled
+            tally["seam"] += row.seam
+            tally["untaught"] += row.untaught > 0
+            targets += [(len(kept) + first, len(kept) + stop) for first, stop in spans]
+            kept += ids
+            lengths.append(len(ids))
             places.append(begin + index)
+        tokens.append(np.array(kept, dtype=np.int32))
+        taught.append(np.zeros(len(kept), dtype=bool))
+        for first, stop in targets:
+            taught[-1][first:stop] = True
         begin += len(given)
     too_long = tally["too_long"]
     if too_long and settings.long_rows == "refuse":
@@ -206,7 +209,7 @@ def encode(
             where=f"{where}: training.max_length",
             fix="raise max_length, or set long_rows to drop or truncate",
         )
-    if not kept:
+    if not places:
         raise UserError(
             f"none of {rows.num_rows} rows can be used ({too_long} too long, "
             f"{tally['no_output'] + tally['without_target']} without an answer)",
@@ -214,9 +217,9 @@ def encode(
             fix="raise max_length or give other rows",
         )
     return Examples(
-        tokens=np.concatenate(kept),
-        offsets=np.cumsum([0, *(len(ids) for ids in kept)], dtype=np.int64),
-        taught=np.concatenate(masks),
+        tokens=np.concatenate(tokens),
+        offsets=np.cumsum([0, *lengths], dtype=np.int64),
+        taught=np.concatenate(taught),
         places=np.asarray(places, dtype=np.int64),
-        counts=RowCounts(rows=rows.num_rows, used=len(kept), **{"too_long": 0, "without_target": 0, **tally}),
+        counts=RowCounts(rows=rows.num_rows, used=len(places), **{"too_long": 0, "without_target": 0, **tally}),
     )
