@@ -88,7 +88,7 @@ def test_control_tokens_take_the_white_space_beside_them_as_they_say():
     vocabulary = Vocabulary(source)
 
     def mixed(*pieces: tuple[str, bool]) -> str:
-        return "".join(source.convert_ids_to_tokens(vocabulary.encode_mixed(pieces, "start")))
+        return "".join(source.convert_ids_to_tokens(vocabulary.encode_mixed([(list(pieces), "start")])[0]))
 
     assert mixed(("a <r>  b", False)) == "a <r>b" and mixed(("a  <l> b", False)) == "a<l> b"
     assert mixed(("<r>", False), ("  ", True), (" b", True)) == "<r>b", "also over the seams of pieces"
@@ -96,7 +96,7 @@ def test_control_tokens_take_the_white_space_beside_them_as_they_say():
     assert mixed(("a <r> <l>", True), ("<l>", False)) == "a <r> <l><l>", "text is text"
     assert mixed(("a ", True), ("<l>", False)) == "a<l>" and mixed(("a", True), ("", False), ("b", False)) == "ab"
     for text in ("a <r>  b", "a  <l> b", "<r> <l> a", "a<r>b<l> <r> b "):
-        assert vocabulary.encode_mixed([(text, False)], "start") == source(text, add_special_tokens=False).input_ids
+        assert vocabulary.encode_mixed([([(text, False)], "start")])[0] == source(text, add_special_tokens=False).input_ids
 
 
 @pytest.mark.parametrize(
