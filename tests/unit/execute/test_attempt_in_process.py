@@ -305,6 +305,7 @@ def test_a_stage_waits_for_an_actor_that_may_come_free(tmp_path, monkeypatch):
         made.started(trial(tmp_path, name))
     made.on_trial_complete("one", {"status": "done"})
     assert isinstance(made.suggest("three"), dict)  # in the actor of the first
+    assert made.suggest("another") is None  # which is no longer kept
     made.on_trial_complete("two", error=True)
     assert made.suggest("four") is None
     json.dumps(made.suggest("five"))

@@ -374,3 +374,29 @@ def test_engines_wait_while_none_of_their_stages_can_begin():
         schedule.finish(key)
     assert not schedule.engines_wait  # all are through
     assert not Schedule(graph(stage("a")), set(), GPU).engines_wait
+
+
+@pytest.mark.parametrize("label", ["named", ""])
+def test_what_is_skipped_names_what_it_needs(label):
+    source = dataclasses.replace(stage("source"), label=label)
+    user, below = stage("user", source), stage("below", source)
+    schedule = Schedule(graph(source, user, below), (), ONE)
+    assert schedule.next() == source.fingerprint
+    schedule.finish(source.fingerprint, "planted")
+    wanted = f"needs {label or source.fingerprint[:12]} (dataset), which failed"
+    assert {schedule.errors[each.fingerprint] for each in (user, below)} == {wanted}
+    missing = dataclasses.replace(source, skip="no judge")
+    skipped = Schedule(graph(missing, user), (), ONE)
+    assert skipped.errors[user.fingerprint] == wanted.replace("failed", "is skipped")
+    again = Schedule(graph(source, user), {source.fingerprint}, ONE)
+    for _ in range(MADE_AGAIN):
+        assert again.next() == user.fingerprint
+        again.make_again(source.fingerprint, user.fingerprint)
+        assert again.next() == source.fingerprint
+        again.finish(source.fingerprint)
+    assert again.next() == user.fingerprint
+    again.make_again(source.fingerprint, user.fingerprint)
+    assert again.states[user.fingerprint] == State.FAILED
+    assert again.errors[user.fingerprint].startswith(
+        f"its input {label or source.fingerprint[:12]} (dataset) was found damaged 3 times"
+    )
