@@ -118,3 +118,14 @@ def test_what_is_no_model(encoder: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="not a readable sentence-transformers model") as raised:
             Embedder(str(folder))
         assert raised.value.where == str(folder)
+
+
+def test_where_each_letter_is_a_token_its_own_tokens_count(encoder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "letters"
+    shutil.copytree(encoder, folder)
+    (file,) = folder.rglob("tokenizer.json")
+    state = json.loads(file.read_text())
+    state["pre_tokenizer"] = {"type": "Split", "pattern": {"Regex": "."}, "behavior": "Isolated", "invert": False}
+    file.write_text(json.dumps(state))
+    embedder = Embedder(str(folder))
+    assert [embedder.encode(["x" * count]).truncated for count in (LIMIT - 1, LIMIT, LIMIT + 1)] == [0, 1, 1]
