@@ -29,7 +29,7 @@ from cft_ray.fetch.hub import asking, listing
 from cft_ray.grid.schema import load_grid
 
 MODEL = Part("tiny/model", "model")
-FILES = {"config.json": b"{}", "model.safetensors": b"w" * (LARGE + 5), "pytorch_model.bin": b"pickle", "README.md": b"# x"}
+FILES = {"config.json": b"{}", "model.safetensors": b"weights, " * LARGE, "pytorch_model.bin": b"pickle", "README.md": b"# x"}
 MANY = Part("tiny/many", "dataset", pattern="data/*-{language}*.jsonl", languages=("de", "es"))
 
 
