@@ -79,7 +79,7 @@ def test_a_model_is_copied_once_with_what_describes_it(hub, fetched):
     commit = hub.repositories["model", "tiny/model"].commit("main")
     kept = {name: data for name, data in FILES.items() if name != "pytorch_model.bin"}
     assert files_of(fetched, MODEL, commit) == kept and (first.new, first.size) == (3, sum(map(len, kept.values())))
-    assert told == [f"model tiny/model@main at {commit[:12]}: 3 files, 0.0 MiB"]
+    assert told == [f"model tiny/model@main at {commit[:12]}: 3 files, 0.1 MiB"]
     assert first.copied.revision == commit and not first.copied.converted and first.copied.languages == []
     described = {file.path: (file.source, file.size, file.sha256) for file in first.copied.files}
     assert described == {name: (name, len(data), sha256(data).hexdigest()) for name, data in kept.items()}
