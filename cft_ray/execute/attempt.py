@@ -30,7 +30,7 @@ from cft_ray.execute.tables import attempt_row, send_artifact, send_attempt
 from cft_ray.execute.work import Work
 from cft_ray.machine import instruction_set
 from cft_ray.metrics.reporter import Reporter
-from cft_ray.stages import runner
+from cft_ray.stages import remote, runner
 from cft_ray.stages.accounting import settle
 from cft_ray.storage.errors import StorageError, Unavailable
 from cft_ray.storage.local import remove_local
@@ -58,7 +58,10 @@ def run_stage(work: str, reporter: Reporter, board: Board) -> dict[str, Any]:
         RayError: a process or node died on the way: worth another try.
     """
     try:
-        return _claimed(Work.decode(work), reporter, board)
+        told = Work.decode(work)
+        if told.warm_up:
+            remote.warm_up()
+        return _claimed(told, reporter, board)
     except Exception as raised:  # of claiming, recording, giving back: as much the stage's result as what its work raises
         error = cause(raised)
         if is_death(error):

@@ -12,7 +12,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
@@ -40,7 +40,6 @@ from cft_ray.metrics.accounts import accounts, lines
 from cft_ray.metrics.reporter import Reporter, start_reporter
 from cft_ray.plan.stage import Plan, skips
 from cft_ray.stages.deaths import PREEMPTIONS
-from cft_ray.stages.remote import warm_up
 from cft_ray.storage.root import Storage
 
 
@@ -276,14 +275,19 @@ def _experiment(
 ) -> None:
     """Run what the schedule lacks; returns when all has ended, or soon after a wish to stop."""
     board = Board.start()
-    if schedule.capacity.one_without_gpus and schedule.engines_wait:
-        warm_up()
+    cold = schedule.capacity.one_without_gpus and schedule.engines_wait
+
+    def told(fingerprint: str, host: str | None) -> Work:
+        nonlocal cold
+        first, cold = cold, False
+        return replace(work(fingerprint, host), warm_up=first)
+
     logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it tells of files that nobody wants
     folder = tempfile.mkdtemp(prefix="cft-ray-tune-")  # Tune wants a folder; nothing in it is read again
     try:
         with Display(schedule, board, console, title) as display:
             trainable = tune.with_parameters(trial, reporter=reporter, board=board)
-            searcher = StageSearcher(schedule, work, hosts, display.changed, lambda: interrupt.wished)
+            searcher = StageSearcher(schedule, told, hosts, display.changed, lambda: interrupt.wished)
             tune.run(  # not Tuner, which pickles the searcher to be restored some day
                 tune.with_resources(trainable, {"cpu": 0, "memory": 1}),  # whole CPUs stay free for the work
                 name="plan",

@@ -23,6 +23,7 @@ class Work:
         run: unique name of this run, for the leases.
         loggers: what the grid asks for.
         host: name of the actor that keeps its model (see `cft_ray.execute.hosts`); None: none does.
+        warm_up: have a process import for the engines that later stages ask (`cft_ray.stages.remote.warm_up`).
     """
 
     stage: Stage
@@ -32,6 +33,7 @@ class Work:
     run: str
     loggers: tuple[Logger, ...] = ()
     host: str | None = None
+    warm_up: bool = False
 
     def encode(self) -> str:
         """As text, for another process."""

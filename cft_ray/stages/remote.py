@@ -59,7 +59,9 @@ def stream(work: Callable[[StageContext], Iterator[T]], context: StageContext, *
 def warm_up() -> Any:
     """Have a process import what those with an engine import, while no stage needs one: ten seconds that none waits then.
 
-    On one machine without GPUs; on GPUs a host imports, and of several machines none is known to be asked first.
+    On one machine without GPUs; on GPUs a host imports, and of several machines none is known to be asked first. To be called
+    where stages run: Ray gives a task the environment of what starts it as well, and Tune's trials have one of their own, so a
+    process that the driver itself has started would be given to no stage.
 
     Returns:
         Reference that is ready when it has; nobody needs to wait for it.

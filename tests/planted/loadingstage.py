@@ -1,6 +1,7 @@
 """A stage kind that loads a model, as evaluation does: its process counts how often it loaded one."""
 
 import os
+import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,6 +18,8 @@ class LoadingSpec(Spec):
     name: str
     model: str | None = None
     """None: nothing that can be shared"""
+    engine: bool = False
+    """in the processes of those that ask an engine"""
     dies: str | None = locator("a file; where it is not there, it is made and the process dies")
 
     @property
@@ -29,7 +32,9 @@ _loaded: list[str | None] = []
 
 
 def run(context: StageContext) -> dict[str, Any]:
-    return remote.call(work, context)
+    spec = context.stage.spec
+    assert isinstance(spec, LoadingSpec)
+    return remote.call(work, context, engine=spec.engine)
 
 
 def work(context: StageContext) -> dict[str, Any]:
@@ -40,4 +45,4 @@ def work(context: StageContext) -> dict[str, Any]:
         os.kill(os.getpid(), 9)
     if not _loaded or _loaded[-1] != spec.model:
         _loaded.append(spec.model)
-    return {"pid": os.getpid(), "loads": len(_loaded), "gpus": ray.get_gpu_ids()}
+    return {"pid": os.getpid(), "loads": len(_loaded), "gpus": ray.get_gpu_ids(), "imported": "vllm" in sys.modules}

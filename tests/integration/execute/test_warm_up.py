@@ -1,39 +1,42 @@
-"""The process that imports for the engines is the one that the first stage with an engine gets."""
+"""The process that imports for the engines while nothing else can run is the one that the first stage with an engine gets."""
 
+import json
 import os
+import subprocess
 import sys
-from types import SimpleNamespace
-from typing import Any, cast
+from pathlib import Path
 
-import pytest
-import ray
+# In a process of its own: in a shared Ray node other tests' engines may have imported already.
+RUN = """
+import io, json, sys
+from pathlib import Path
+from loadingstage import LoadingSpec
+from rich.console import Console
+from toygraph import World, plan
+from cft_ray.artifacts.store import ArtifactStore
+from cft_ray.execute.run import run
+from cft_ray.plan.stage import Resources, Stage
+from cft_ray.storage.root import Storage
 
-from cft_ray.generation import settings
-from cft_ray.plan.stage import Resources
-from cft_ray.stages import remote
-
-pytestmark = pytest.mark.usefixtures("ray_session")
-
-
-def _seen(context: object) -> tuple[int, bool]:
-    return os.getpid(), {"vllm", "lm_eval", "cft_ray.evaluation.vllm_model"} <= sys.modules.keys()
-
-
-class _Context:
-    """What `remote.call` asks of a stage's context."""
-
-    host = None
-    stage = SimpleNamespace(kind="evaluate", resources=Resources(cpus=1))
-
-    def progress(self) -> None:
-        """Nobody watches."""
+world = World(Path(sys.argv[1]))
+first = world.stage("first", seconds=float(sys.argv[2]))
+asked = [
+    Stage(LoadingSpec(name=name, model="m", engine=engine), {"role": first.fingerprint}, label=name, resources=Resources(cpus=1))
+    for name, engine in (("engine", True), ("work", False))
+]
+outcome = run(plan(first, *asked), world.storage, cpus=1, console=Console(file=io.StringIO()))
+assert outcome.exit_code == 0, [stage.error for stage in outcome.failed]
+store = ArtifactStore(Storage(world.storage))
+print(json.dumps({stage.label: store.verify(stage.kind, stage.fingerprint).outputs for stage in asked}))
+"""
 
 
-def test_an_engines_process_has_imported_before_it_is_asked(monkeypatch):
-    monkeypatch.setitem(settings.ENVIRONMENT, "CFT_RAY_TEST", "processes of this test alone")
-    ray.get(remote.warm_up(), timeout=300)
-    context = cast(Any, _Context())
-    first, imported = remote.call(_seen, context, engine=True)
-    assert imported
-    assert remote.call(_seen, context, engine=True) == (first, True)
-    assert remote.call(_seen, context)[0] != first  # work without an engine has other processes
+def test_an_engines_process_has_imported_before_it_is_asked(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "CFT_RAY_CACHE": str(tmp_path / "cache")}
+    command = [sys.executable, "-c", RUN, str(tmp_path / "world"), "30"]
+    (tmp_path / "world").mkdir()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["engine"]["imported"] and not told["work"]["imported"]
+    assert told["engine"]["pid"] != told["work"]["pid"]
