@@ -214,7 +214,7 @@ class Encoder:
         for place, pieces in zip(there, texts, strict=True):
             where: Where = "start" if first else self._after(ids[place])
             text, literal = pieces[0] if len(pieces) == 1 else ("", False)
-            # Behind a control token a tokenizer may begin anew (it puts a word boundary there), so each run is encoded for itself.
+            # Behind a control token a tokenizer may begin anew, with a word boundary: so each run is encoded for itself.
             if len(pieces) > 1 or (pieces and not literal and (spelled[place] or where != "start")):
                 places.append(place)
                 mixed.append((pieces, where))
