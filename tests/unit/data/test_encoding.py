@@ -89,7 +89,9 @@ def test_chat_ids_of_several_turns_are_those_of_apply_chat_template(family, chat
     """What a row is asked with; answers follow it as elsewhere."""
     before = [("user", "Say hello"), ("assistant", "Hello there"), ("user", "user says more"), ("assistant", "system and user")]
     messages = [{"role": role, "content": content} for role, content in [*before, ("user", "Say hello")]]
-    gold = tokenizer(family, chat).apply_chat_template(messages, tokenize=True, add_generation_prompt=True, return_dict=False)
+    gold: Any = tokenizer(family, chat).apply_chat_template(
+        messages, tokenize=True, add_generation_prompt=True, return_dict=False
+    )
     turns = dump_turns(messages[:-1])
     (asked,) = ENCODERS[family, chat].prompts([row(turns=turns)])
     if (family, chat) == ("gpt2", "llama3"):  # answers are taught apart, and the whole text joins a line break to one of them
