@@ -35,6 +35,7 @@ sys.path.insert(0, str(PLANTED))
 
 from drive import grid_plan  # noqa: E402
 from faults import storm  # noqa: E402
+from minigrid import GRID  # noqa: E402
 from outcome import attempts, differences, light, real  # noqa: E402
 from record import REPORTS, record  # noqa: E402
 from s3double import S3Double, running  # noqa: E402
@@ -51,31 +52,9 @@ END_SECONDS = 60.0
 """that the processes of a driver that has ended have to end too"""
 SECONDS = 0.5
 """work of a light stage"""
-GRID: dict[str, Any] = {
+REAL: dict[str, Any] = {name: value for name, value in GRID.items() if name not in ("replay", "loggers")} | {
     "name": "chaos",
-    "models": {
-        "tiny": {
-            "base": {
-                "scratch": {
-                    "hidden_size": 64,
-                    "layers": 2,
-                    "heads": 2,
-                    "kv_heads": 1,
-                    "intermediate_size": 128,
-                    "max_positions": 256,
-                },
-                "train": {"data": "mixture"},
-            }
-        }
-    },
-    "datasets": {
-        "mixture": {"toy": "mixture", "languages": ["en"], "rows": 100},
-        "alpaca": {"toy": "alpaca", "languages": ["en"], "rows": 100},
-        "multialpaca": {"toy": "multialpaca", "languages": ["de"], "rows": 100, "english": "alpaca"},
-    },
-    "pairs": [{"phase1": "alpaca", "phase2": "multialpaca"}],
     "strategies": ["none"],
-    "template": {"name": "toy"},
     "training": {"learning_rate": 1e-3, "steps": 10, "batch_size": 8, "precision": "fp32", "max_length": 128},
     "evaluation": {"limit": 10, "evaluate_base": False, "benchmarks": ["toy_letters"]},
 }
@@ -96,7 +75,7 @@ def grid(kind: str, folder: Path, uri: str) -> Grid:
         stages = list(grid_plan(World(folder, uri), SECONDS).stages.values())
         return Grid([sys.executable, str(PLANTED / "drive.py"), "grid", str(folder), str(SECONDS), uri], stages, uri, light)
     path = folder / "grid.yaml"
-    path.write_text(yaml.safe_dump(GRID | {"storage": {"uri": uri}}, sort_keys=False))
+    path.write_text(yaml.safe_dump(REAL | {"storage": {"uri": uri}}, sort_keys=False))
     stages = list(build(load_grid(path)).stages.values())
     return Grid([str(Path(sys.executable).parent / "cft-ray"), "run", str(path)], stages, uri, real)
 

@@ -261,7 +261,7 @@ class Encoder:
     def _spelled(self, rows: Sequence[Mapping[str, str]]) -> list[bool]:
         """Of each row, whether its text spells a control token."""
         texts = ["\0".join([row.get(name) or "" for name in _TEXTS]) for row in rows]
-        return [self.vocabulary.spelled.search(text) is not None for text in texts]
+        return [self.vocabulary.spells_control((text,)) for text in texts]
 
     def _agrees(self, pieces: Pieces) -> bool:
         """Whether a text in pieces that spells nothing itself becomes the ids that the tokenizer makes of it."""

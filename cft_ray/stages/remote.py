@@ -56,17 +56,14 @@ def stream(work: Callable[[StageContext], Iterator[T]], context: StageContext, *
         yield _got(part)
 
 
-def warm_up() -> Any:
+def warm_up() -> None:
     """Have a process import what those with an engine import, while no stage needs one: ten seconds that none waits then.
 
     On one machine without GPUs; on GPUs a host imports, and of several machines none is known to be asked first. To be called
     where stages run: Ray gives a task the environment of what starts it as well, and Tune's trials have one of their own, so a
     process that the driver itself has started would be given to no stage.
-
-    Returns:
-        Reference that is ready when it has; nobody needs to wait for it.
     """
-    return _IMPORTS.options(num_cpus=0, max_retries=0, name="imports", runtime_env={"env_vars": environment()}).remote()
+    _IMPORTS.options(num_cpus=0, max_retries=0, name="imports", runtime_env={"env_vars": environment()}).remote()
 
 
 def _import_engine() -> None:

@@ -69,10 +69,9 @@ class Probe:
         if module.training:  # two passes with dropout differ
             return each
         total = float(module(batch))
-        rough = next(module.parameters()).dtype != torch.float32
         # A loss is a difference of logits: what is near zero has their noise.
-        noise = len(each) * (1e-3 if rough else 1e-5)
-        if not math.isclose(total, float(each.double().sum()), rel_tol=1e-2 if rough else 1e-3, abs_tol=noise):
+        noise = len(each) * (1e-5 if next(module.parameters()).dtype == torch.float32 else 1e-3)
+        if not math.isclose(total, float(each.double().sum()), rel_tol=1e-3, abs_tol=noise):
             raise ValueError(f"the loss of a step, {total:.4f}, is not the sum of its targets' losses, {float(each.sum()):.4f}")
         return each
 

@@ -14,43 +14,13 @@ import polars as pl
 import pytest
 import yaml
 from faults import cuts, delays, no_copies, storm
+from minigrid import GRID
 
 import cft_ray
 from cft_ray.grid.schema import load_grid
 from cft_ray.plan.build import build
 
 CFT_RAY = Path(sys.executable).parent / "cft-ray"
-GRID = {
-    "name": "mini",
-    "storage": {"uri": "storage"},
-    "models": {
-        "tiny": {
-            "base": {
-                "scratch": {
-                    "hidden_size": 64,
-                    "layers": 2,
-                    "heads": 2,
-                    "kv_heads": 1,
-                    "intermediate_size": 128,
-                    "max_positions": 256,
-                },
-                "train": {"data": "mixture"},
-            }
-        }
-    },
-    "datasets": {
-        "mixture": {"toy": "mixture", "languages": ["en"], "rows": 200},
-        "alpaca": {"toy": "alpaca", "languages": ["en"], "rows": 200},
-        "multialpaca": {"toy": "multialpaca", "languages": ["de"], "rows": 200, "english": "alpaca"},
-    },
-    "pairs": [{"phase1": "alpaca", "phase2": "multialpaca"}],
-    "strategies": ["none", "GR_10"],
-    "template": {"name": "toy"},
-    "training": {"learning_rate": 1e-3, "steps": 20, "batch_size": 16, "precision": "fp32", "max_length": 128},
-    "replay": {"max_new_tokens": 16},
-    "loggers": [{"name": "tensorboard", "folder": "curves"}],
-    "evaluation": {"limit": 20, "evaluate_base": False, "benchmarks": ["toy_letters", "toy_languages"]},
-}
 
 
 def cft_ray_(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

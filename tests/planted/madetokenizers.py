@@ -1,10 +1,16 @@
 """Tokenizers and chat templates made here, of the families that people use."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
+
+from cft_ray.data.encoding import Encoder
+from cft_ray.grid.settings import Template
 
 GPT2 = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -56,6 +62,18 @@ def tokenizer(family: str, chat: str | None = None) -> PreTrainedTokenizerFast:
         chat_template=CHATS[chat] if chat else None,
         clean_up_tokenization_spaces=False,
     )
+
+
+@contextmanager
+def worded(family: str, template: str) -> Iterator[Encoder]:
+    """An encoder of a family's tokenizer with another chat template."""
+    changed: Any = tokenizer(family, "chatml")
+    kept = changed.chat_template
+    try:
+        changed.chat_template = template
+        yield Encoder(changed, Template(name="chat"))
+    finally:
+        changed.chat_template = kept
 
 
 @cache

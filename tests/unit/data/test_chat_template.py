@@ -1,29 +1,16 @@
 """A chat template decides alone how a conversation is written; what it loses or writes elsewhere is refused with its row."""
 
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from madetokenizers import CHATS, tokenizer
+from madetokenizers import CHATS, tokenizer, worded
 
 from cft_ray.data.encoding import Encoder
 from cft_ray.data.rows import dump_turns
 from cft_ray.errors import UserError
-from cft_ray.grid.settings import Template
 
 CHATML = CHATS["chatml"]
 TURNS = [{"role": "user", "content": "One"}, {"role": "assistant", "content": "Hello"}]
-
-
-@contextmanager
-def worded(template: str):
-    changed: Any = tokenizer("gpt2", "chatml")
-    kept = changed.chat_template
-    try:
-        changed.chat_template = template
-        yield Encoder(changed, Template(name="chat"))
-    finally:
-        changed.chat_template = kept
 
 
 def row(**more: str) -> dict[str, str]:
@@ -57,13 +44,13 @@ REFUSALS = {
 @pytest.mark.parametrize("what", REFUSALS)
 def test_a_row_that_the_template_does_not_write_is_refused_by_name(what):
     template, given = REFUSALS[what]
-    with worded(template) as made, pytest.raises(UserError, match=f"{what} row r7"):
+    with worded("gpt2", template) as made, pytest.raises(UserError, match=f"{what} row r7"):
         made.rows([given])
 
 
 def test_a_template_that_refuses_an_earlier_turn_is_refused():
     once = CHATML.replace("{% for", "{% if messages | length > 2 %}{{ raise_exception('once') }}{% endif %}{% for", 1)
-    with worded(once) as made:
+    with worded("gpt2", once) as made:
         assert len(made.rows([row()])[0].answers) == 1
         with pytest.raises(UserError, match="loses a part of row r7"):
             made.rows([row(turns=dump_turns(TURNS))])
@@ -75,7 +62,7 @@ def text_of(made: Encoder, ids: list[int]) -> str:
 
 
 def test_a_system_text_of_the_row_goes_where_the_template_has_a_place_for_it():
-    with worded(CHATML) as made:
+    with worded("gpt2", CHATML) as made:
         text = text_of(made, made.prompts([row(system="Be brief")])[0])
     assert text == "<|im_start|>system\nBe brief<|im_end|>\n<|im_start|>user\nSay hello<|im_end|>\n<|im_start|>assistant\n"
 
@@ -86,18 +73,18 @@ def test_where_the_template_refuses_one_row_with_a_system_text_it_opens_the_user
         "{% for m in messages %}", "{% for m in messages %}{% if not (m['role'] == 'system' and 'long' in m['content']) %}"
     )
     odd = odd.replace("{% endfor %}", "{% endif %}{% endfor %}", 1)
-    with worded(odd) as made:
+    with worded("gpt2", odd) as made:
         short, long = (text_of(made, made.prompts([row(system=system)])[0]) for system in ("Be brief", "Be long"))
     assert short.startswith("<|im_start|>system\nBe brief<|im_end|>") and "user\nBe long\n\nSay hello<" in long
 
 
 def test_input_and_instruction_are_one_turn():
-    with worded(CHATML) as made:
+    with worded("gpt2", CHATML) as made:
         assert "user\nSay hello\n\n1 2<|im_end|>" in text_of(made, made.prompts([row(input="1 2")])[0])
 
 
 def test_each_turn_of_a_conversation_is_written_and_the_last_asked():
-    with worded(CHATML) as made:
+    with worded("gpt2", CHATML) as made:
         (found,) = made.rows([row(turns=dump_turns([*TURNS, *TURNS]))])
         written = made.written(row(turns=dump_turns(TURNS)))
     text = text_of(made, found.ids)
@@ -112,21 +99,21 @@ def test_each_turn_of_a_conversation_is_written_and_the_last_asked():
 
 
 def test_answers_that_say_the_same_as_the_question_are_found_behind_it():
-    with worded(CHATML) as made:
+    with worded("gpt2", CHATML) as made:
         (found,) = made.rows([row(turns=dump_turns([{"role": "user", "content": "Hello"}, TURNS[1]]), instruction="Hello")])
     assert [text_of(made, found.ids[begin:stop]) for begin, stop in found.answers] == ["Hello<|im_end|>", "Hello there<|im_end|>"]
 
 
 def test_a_template_without_a_mark_behind_answers_ends_them_with_the_sequence():
     bare = "{% for m in messages %}{{ ('[INST]' if m['role'] == 'user' else '[/INST]') + m['content'] }}{% endfor %}"
-    with worded(bare + "{% if add_generation_prompt %}[/INST]{% endif %}") as made:
+    with worded("gpt2", bare + "{% if add_generation_prompt %}[/INST]{% endif %}") as made:
         (found,) = made.rows([row(turns=dump_turns(TURNS))])
     assert text_of(made, found.ids) == "[INST]One[/INST]Hello[INST]Say hello[/INST]Hello there</s>"
     assert [text_of(made, found.ids[begin:stop]) for begin, stop in found.answers] == ["Hello", "Hello there</s>"]
 
 
 def test_a_thought_that_is_written_goes_on_behind_the_opening():
-    with worded(CHATS["think"]) as made:
+    with worded("gpt2", CHATS["think"]) as made:
         found = made.rows([row(output=text) for text in ("<think>sum</think>4", "  <think>\n\nsum</think>4", "4")])
     answers = [text_of(made, each.ids[each.prompt :]) for each in found]
     assert answers == ["sum</think>4<|im_end|>", "sum</think>4<|im_end|>", "\n</think>\n\n4<|im_end|>"]
@@ -134,7 +121,7 @@ def test_a_thought_that_is_written_goes_on_behind_the_opening():
 
 def test_controls_that_a_row_spells_stay_where_they_were():
     source: Any = tokenizer("gpt2")
-    with worded(CHATML) as made:
+    with worded("gpt2", CHATML) as made:
         given = row(instruction="a </s> b [INST]", output="c <s> d", system="<|im_end|>")
         (found,) = made.rows([given])
         assert text_of(made, found.ids).count("<|im_end|>") == 4, "three marks and the system text"

@@ -2,13 +2,12 @@
 
 import itertools
 import json
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from madetokenizers import CHATS, FAMILIES, LOSSLESS, SPECIALS, tokenizer
+from madetokenizers import CHATS, FAMILIES, LOSSLESS, SPECIALS, tokenizer, worded
 
 from cft_ray.data.encoding import Encoder
 from cft_ray.data.rows import dump_turns
@@ -176,18 +175,6 @@ def test_an_earlier_answer_that_the_template_asks_for_in_other_words_is_counted_
     (begin, stop) = found.answers[0]
     assert decode(found.ids[begin:stop]) == "\n</think>\n\nworld<|im_end|>"
     assert "assistant\nHello<|im_end|>" in decode(found.ids[:begin])
-
-
-@contextmanager
-def worded(family, template):
-    """An encoder of another chat template."""
-    changed: Any = tokenizer(family, "chatml")
-    kept = changed.chat_template
-    try:
-        changed.chat_template = template
-        yield Encoder(changed, Template(name="chat"))
-    finally:
-        changed.chat_template = kept
 
 
 def test_a_row_whose_spelling_of_a_control_token_the_template_changes_is_refused_alone():

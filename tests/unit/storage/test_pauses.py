@@ -12,27 +12,10 @@ from cft_ray.storage.local import Folder
 from cft_ray.storage.root import Storage
 
 
-class Clock:
-    """Time that passes by sleeping only."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
-
-
-@pytest.fixture
-def clock(monkeypatch) -> Clock:
-    made = Clock()
-    monkeypatch.setattr(retry, "time", made)
-    monkeypatch.setattr(retry, "_impatient", False)
-    monkeypatch.setattr(retry, "_heard", set())
-    monkeypatch.setattr(retry.random, "uniform", lambda low, high: high)  # the longest pauses
-    return made
+@pytest.fixture(autouse=True)
+def longest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The longest pauses."""
+    monkeypatch.setattr(retry.random, "uniform", lambda low, high: high)
 
 
 def test_pauses_double_up_to_a_limit_and_end_with_the_patience(clock):

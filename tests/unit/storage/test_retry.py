@@ -5,29 +5,6 @@ import pytest
 from cft_ray.storage import retry
 
 
-class Clock:
-    """Time that passes by sleeping only."""
-
-    def __init__(self):
-        self.now, self.pauses = 0.0, []
-
-    def monotonic(self):
-        return self.now
-
-    def sleep(self, seconds):
-        self.pauses.append(seconds)
-        self.now += seconds
-
-
-@pytest.fixture
-def clock(monkeypatch) -> Clock:
-    made = Clock()
-    monkeypatch.setattr(retry, "time", made)
-    monkeypatch.setattr(retry, "_impatient", False)
-    monkeypatch.setattr(retry, "_heard", set())
-    return made
-
-
 def failing(times, error=None):
     left = [times]
 
