@@ -7,7 +7,7 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from cft_ray.errors import UserError
 from cft_ray.evaluation.templated import Scored, Templated
@@ -66,6 +66,8 @@ class HfModel(Templated, HFLM):
         causal = loading.load(model, dtype="float32" if dtype == "auto" and on == "cpu" else dtype).eval()
         causal.to(on)  # type: ignore[arg-type]
         function.settle(causal, model)
+        # Its penalties and forbidden words (`generation_config.json`) are for chats, not for measuring: vLLM takes no notice either.
+        causal.generation_config = GenerationConfig()
         arguments: dict[str, Any] = {
             "pretrained": causal,
             "tokenizer": model,
@@ -95,13 +97,21 @@ class HfModel(Templated, HFLM):
         for request, tokens, (text, asked) in zip(requests, contexts, questions, strict=True):
             options: dict[str, Any] = dict(normalize_gen_kwargs(asked, NEW_TOKENS))
             kept = {name: value for name, value in asked.items() if name not in _LENGTHS}
-            changed = {**kept, "max_gen_toks": self.fit(tokens, options["max_gen_toks"]).new_tokens}
+            stop = [text for text in options["until"] if text]
+            changed = {**kept, "until": stop, "max_gen_toks": self.fit(tokens, options["max_gen_toks"]).new_tokens}
             fitting.append(Instance("generate_until", request.doc, (text, changed), request.idx))
         return cast(Any, super()).generate_until(fitting, disable_tqdm)
+
+    def tok_decode(self, tokens: Any, skip_special_tokens: bool = True) -> str | None:
+        """Text of token ids. A single id has none: the harness asks for that of the end of sequence, to end an answer where its
+        spelling stands in the text. Answers end at ids (`_model_generate`), and text is text."""
+        return None if isinstance(tokens, int) else cast(Any, super()).tok_decode(tokens, skip_special_tokens)
 
     def _model_generate(self, context: torch.Tensor, *arguments: Any, **named: Any) -> torch.Tensor:
         """[texts, tokens] contexts and answers; from an answer's end on there are end-of-sequence tokens."""
         ends = end_tokens(self._folder, self.encoder.ends)
+        if named.get("do_sample"):
+            named.setdefault("top_k", 0)  # transformers' own default is the 50 likeliest tokens
         found = cast(Any, super())._model_generate(
             context,
             *arguments,

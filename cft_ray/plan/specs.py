@@ -184,7 +184,7 @@ class EvaluateSpec(Spec):
     """One benchmark of one model. Inputs: `model` or `checkpoints["model"]`; `data` where a data set artifact is scored."""
 
     kind: ClassVar[str] = "evaluate"
-    version: ClassVar[int] = 5
+    version: ClassVar[int] = 6
     checkpoints: dict[str, Checkpoint] = Field(default_factory=dict)
     benchmark: str = Field(description="name in the tables, e.g. toy_letters, ifeval")
     ability: Literal["TA", "LA"]

@@ -7,6 +7,8 @@ from typing import Any
 
 from cft_ray.grid.settings import ScratchModel
 
+SHAPE = ScratchModel(layers=2, hidden_size=128, heads=4, kv_heads=2, intermediate_size=128, max_positions=256)
+
 
 @contextmanager
 def weights_of(folder: Path) -> Iterator[dict[str, Any]]:
@@ -16,6 +18,32 @@ def weights_of(folder: Path) -> Iterator[dict[str, Any]]:
     weights = load_file(folder / "model.safetensors")
     yield weights
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def plant(folder: Path, word: str) -> Path:
+    """Write a model that answers ``word`` (no letter twice) to every prompt that does not end in one of its letters.
+
+    Attention and MLP add nothing, so the next token is a function of the last: anything else -> first letter -> … ->
+    end of sequence.
+    """
+    import torch
+    from transformers import AutoTokenizer
+
+    from cft_ray.training.model import create
+
+    tokenizer = AutoTokenizer.from_pretrained(create(SHAPE, 0, folder))
+    letters = [tokenizer(letter, add_special_tokens=False).input_ids[0] for letter in word]  # `</s>` is four of them
+    with weights_of(folder) as weights:
+        for name, tensor in weights.items():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                tensor.zero_()
+        embedding, head = weights["model.embed_tokens.weight"].zero_(), weights["lm_head.weight"].zero_()
+        embedding[:, 0] = 1.0
+        for state, (last, following) in enumerate(zip([None, *letters], [*letters, tokenizer.eos_token_id], strict=True)):
+            if last is not None:
+                embedding[last] = torch.nn.functional.one_hot(torch.tensor(state), SHAPE.hidden_size).float()
+            head[following, state] = 10.0
+    return folder
 
 
 def sharpened(folder: Path, shape: ScratchModel, seed: int) -> str:

@@ -1,5 +1,6 @@
 """The harness with vLLM and with transformers behind it: known scores of a planted model, agreement on a random one."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from lm_eval.api.instance import Instance
-from tinymodels import copied, ending_a_turn, spoiled
+from tinymodels import copied, ending_a_turn, plant, spoiled
 
 from cft_ray.data.encoding import Encoder
 from cft_ray.data.rows import table
@@ -35,6 +36,12 @@ def spec(**changes) -> EvaluateSpec:
         "generation": GenerationSettings(max_length=256),
     }
     return EvaluateSpec(**{**given, **changes})
+
+
+@pytest.fixture(scope="module")
+def spelling(tmp_path_factory) -> str:
+    """A model that answers with the characters of its end-of-sequence token, and ends."""
+    return str(plant(tmp_path_factory.mktemp("spelling"), "A</s>B"))
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +109,28 @@ def test_an_answer_ends_where_it_is_taught_to(planted, tmp_path, backend):
     assert generated(model, prompt, 12) == "MARK"
     model.template = None
     assert generated(model, prompt, 12) != "MARK"
+
+
+@pytest.mark.parametrize("backend", ["vllm", "hf"])
+def test_text_that_is_spelled_like_the_end_token_ends_no_answer(spelling, backend):
+    """An answer ends at ids; a text ends it where the task says so, and an empty one nowhere."""
+    model = load_model(spelling, spec(backend=backend))
+    model.template = None
+    asked = [("Do it", {"until": until, "max_gen_toks": 12}) for until in (["\n"], ["", "\n"], [], ["</s>"], ["zz", ">"])]
+    assert model.generate_until(instances("generate_until", asked)) == ["A</s>B", "A</s>B", "A</s>B", "A", "A</s"]
+
+
+def test_a_models_own_penalties_are_not_applied_by_transformers_as_they_are_not_by_vllm(random_model, tmp_path):
+    asked = instances("generate_until", [("Do it", {"until": ["\n"], "max_gen_toks": 24})])
+    penalised = Path(copied(random_model, tmp_path / "penalised"))
+    (penalised / "generation_config.json").write_text(json.dumps({"repetition_penalty": 50.0, "no_repeat_ngram_size": 1}))
+    for backend in ("hf", "vllm"):
+        answers = []
+        for folder in (random_model, str(penalised)):
+            model = load_model(folder, spec(backend=backend))
+            model.template = None
+            answers += model.generate_until(asked)
+        assert answers[0] == answers[1] and len(answers[0]) > len(set(answers[0]))
 
 
 def instances(kind: Any, arguments: list[tuple]) -> list[Instance]:
