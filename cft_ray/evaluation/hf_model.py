@@ -66,7 +66,7 @@ class HfModel(Templated, HFLM):
         causal = loading.load(model, dtype="float32" if dtype == "auto" and on == "cpu" else dtype).eval()
         causal.to(on)  # type: ignore[arg-type]
         function.settle(causal, model)
-        # Its penalties and forbidden words (`generation_config.json`) are for chats, not for measuring: vLLM takes no notice either.
+        # Penalties and forbidden words of `generation_config.json` are for chats, not for measuring; vLLM takes no notice either.
         causal.generation_config = GenerationConfig()
         arguments: dict[str, Any] = {
             "pretrained": causal,
