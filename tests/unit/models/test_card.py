@@ -73,7 +73,7 @@ def test_the_text_that_is_shown_becomes_the_tokens_that_were_taught(template):
 )
 def test_the_ends_are_those_that_are_taught(family, chat, ends):
     found, form, encoder = made(family, Template.model_validate({"name": "chat" if chat else "alpaca"}), chat)
-    ids = tokenizer(family).convert_tokens_to_ids(ends)
+    ids: Any = tokenizer(family).convert_tokens_to_ids(ends)
     assert list(form.ends) == ids == list(encoder.ends)
     said = " and ".join(f"`{end}` ({index})" for end, index in zip(ends, ids, strict=True))
     assert any(note.startswith(f"Answers end with {said}") for note in found.notes)
