@@ -252,12 +252,13 @@ def _hub_names(grid: "Grid") -> list[tuple[str, str]]:
 
 def _hub_problem(kind: str, name: str) -> str | None:
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    from cft_ray.storage.hub import from_hub
 
     try:
-        HfApi().auth_check(name, repo_type=kind)
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        return str(error).strip().splitlines()[0]
+        from_hub(name, lambda: HfApi().auth_check(name, repo_type=kind), seconds=HUB_TIMEOUT_SECONDS)
+    except UserError as error:
+        return error.what
     return None
 
 

@@ -14,15 +14,18 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from cft_ray.data.paths import is_uri, local_path
 from cft_ray.errors import UserError
 from cft_ray.grid.loggers import lacking
 from cft_ray.grid.schema import Grid
 from cft_ray.plan.specs import Checkpoint, DatasetSpec, EvaluateSpec
 from cft_ray.plan.stage import Plan, Stage
+from cft_ray.storage.hub import endpoint, from_hub
+from cft_ray.storage.location import is_uri, local_path
 
 PATIENCE_SECONDS = 5.0
 """until the hub, or the place of nltk's data, is said not to answer"""
+SECOND_LOOK = 1.0
+"""seconds for which a hub that answers with 5xx is asked again before it counts as lacking"""
 NLTK = "https://raw.githubusercontent.com/nltk/nltk_data/gh-pages/index.xml"
 PUNKT = ("tokenizers/punkt_tab/english", "tokenizers/punkt_tab.zip")
 OFFLINE = ("1", "ON", "YES", "TRUE")
@@ -191,14 +194,13 @@ def _hub(wanted: Mapping[Repository, str], grid: Grid) -> list[UserError]:
     missing = {repository: where for repository, where in wanted.items() if not _cached(repository)}
     if not missing:
         return []
-    endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-    if _offline() or not _answers(endpoint):
-        what = "HF_HUB_OFFLINE forbids to ask the hub" if _offline() else f"the hub {endpoint} does not answer"
+    if _offline() or not _answers(endpoint()):
+        what = "HF_HUB_OFFLINE forbids to ask the hub" if _offline() else f"the hub {endpoint()} does not answer"
         names = ", ".join(dict.fromkeys(name for _, name, _ in missing))
         fix = "copy it where the hub can be reached: cft-ray fetch GRID --to URI, then --set fetched=URI"
         return [UserError(f"{what}, and this machine's cache has no {names}", where=next(iter(missing.values())), fix=fix)]
     with ThreadPoolExecutor(max_workers=8) as pool:
-        refusals = list(pool.map(lambda repository: _refused(endpoint, repository), missing))
+        refusals = list(pool.map(_refused, missing))
     return [
         UserError(f"{kind} {name}: {refusal.what}", where=where, fix=refusal.fix)
         for ((kind, name, _), where), refusal in zip(missing.items(), refusals, strict=True)
@@ -214,22 +216,21 @@ def _cached(repository: Repository) -> bool:
     return folder.is_dir() and any(folder.iterdir())
 
 
-def _refused(endpoint: str, repository: Repository) -> UserError | None:
+def _refused(repository: Repository) -> UserError | None:
     """What the hub says against it: asked for its revision, and whether this user may read it."""
     import httpx
     from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
-    from cft_ray.fetch.hub import asking
-
     kind, name, revision = repository
-    about = f"{endpoint.rstrip('/')}/api/{kind}s/{name}"
-    try:
-        with asking(name), httpx.Client(headers=build_hf_headers(), timeout=PATIENCE_SECONDS, follow_redirects=True) as client:
+    about = f"{endpoint().rstrip('/')}/api/{kind}s/{name}"
+
+    def ask() -> None:
+        with httpx.Client(headers=build_hf_headers(), timeout=PATIENCE_SECONDS, follow_redirects=True) as client:
             for address in (f"{about}/revision/{revision or 'main'}", f"{about}/auth-check"):
-                answer = client.get(address)
-                if answer.status_code >= 500:  # may be over in a moment
-                    answer = client.get(address)
-                hf_raise_for_status(answer)
+                hf_raise_for_status(client.get(address))
+
+    try:
+        from_hub(name, ask, seconds=SECOND_LOOK)
     except UserError as error:
         return error
     return None

@@ -9,7 +9,7 @@ manifest at a second look too is removed, so that the plan makes it again.
 
 import contextlib
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
@@ -19,7 +19,7 @@ from typing import Any
 
 from pyarrow import parquet as pq
 
-from cft_ray.artifacts import unpublished
+from cft_ray.artifacts import sound, unpublished
 from cft_ray.artifacts.manifest import (
     KIND,
     MANIFEST,
@@ -27,9 +27,7 @@ from cft_ray.artifacts.manifest import (
     BadManifest,
     Manifest,
     attempt_of,
-    decode,
     describe_files,
-    file_digest,
     folder_name,
     read_manifest,
     table_files,
@@ -38,36 +36,9 @@ from cft_ray.errors import UserError
 from cft_ray.machine import machine_folder
 from cft_ray.plan.stage import Stage
 from cft_ray.storage.cache import Kept, forget, keep
-from cft_ray.storage.entry import Version
 from cft_ray.storage.errors import StorageError, Unavailable
 from cft_ray.storage.local import remove_local, sync
 from cft_ray.storage.root import Storage
-
-REMOVED = b""
-"""what is put over the manifest of an artifact that is taken away"""
-LOOKS = 2
-"""times that an artifact must be found damaged before it is removed"""
-
-
-class CorruptArtifact(Exception):
-    """An artifact's files do not match its manifest; it has been removed.
-
-    Args:
-        kind: stage kind.
-        fingerprint: of the artifact.
-        reason: the first difference found.
-    """
-
-    def __init__(self, kind: str, fingerprint: str, reason: str) -> None:
-        super().__init__(kind, fingerprint, reason)
-        self.kind, self.fingerprint, self.reason = kind, fingerprint, reason
-
-    def __str__(self) -> str:
-        return f"{self.kind} {self.fingerprint[:12]}: {self.reason}"
-
-
-class MissingArtifact(CorruptArtifact):
-    """There is no such artifact: no manifest, whatever may be on its way there."""
 
 
 class ArtifactStore:
@@ -283,9 +254,11 @@ class ArtifactStore:
                 _sync_below(folder)
         else:
             with ThreadPoolExecutor(max_workers=4) as pool:
-                sent = [pool.submit(self.storage.upload, folder / file.path, *self._file(made, file)) for file in made.files]
-                for upload in sent:
-                    upload.result()
+                sent = [
+                    pool.submit(self.storage.upload, folder / file.path, *sound.file_place(made, file)) for file in made.files
+                ]
+                for arrived in sent:
+                    arrived.result()
         return self._stand(made)
 
     def _stand(self, made: Manifest) -> Manifest:
@@ -308,74 +281,16 @@ class ArtifactStore:
                 self.storage.delete(*parts, entry.name)
 
     def remove(self, kind: str, fingerprint: str) -> None:
-        """Take an artifact away: its manifest first, then the files that this names. What others put there stays."""
-        judged = self._judged(kind, fingerprint)
-        if judged is not None:
-            self._remove(kind, fingerprint, *judged)
-
-    def _remove(self, kind: str, fingerprint: str, data: bytes, version: Version) -> None:
-        """Take an artifact away whose manifest is still in the state that was judged; another that stands by now stays.
-
-        A delete has no condition that all object stores know. So an empty manifest is put over the one that was judged, which
-        is decided as any conditional write is, and stays: it is as good as none, and a publisher puts its own over it.
-        """
-        parts = ("artifacts", kind, fingerprint)
-        if self.storage.put_if_unchanged(*parts, MANIFEST, data=REMOVED, version=version) is None:
-            return
-        with contextlib.suppress(BadManifest):
-            manifest = decode(data, kind, fingerprint)
-            for name in [manifest.folder] if manifest.folder else [file.path for file in manifest.files]:
-                self.storage.delete(*parts, *name.split("/"))
-
-    def _judged(self, kind: str, fingerprint: str) -> tuple[bytes, Version] | None:
-        """A manifest as it reads now, and its state; None where there is none."""
-        found = self.storage.read_version("artifacts", kind, fingerprint, MANIFEST)
-        return found if found is not None and found[0] != REMOVED else None
+        """As `cft_ray.artifacts.sound.remove`."""
+        sound.remove(self.storage, kind, fingerprint)
 
     def verify(self, kind: str, fingerprint: str) -> Manifest:
-        """Check every file against the manifest; remove the artifact if one differs, and differs again at a second look.
-
-        A local storage is checked by size and SHA-256. An object store's files are checked by size here and by SHA-256
-        when they are fetched, as checking them costs their download.
-
-        Raises:
-            MissingArtifact: there is no manifest; nothing is removed.
-            CorruptArtifact: something differs (and the artifact is gone now).
-        """
-        judged, reason = None, None
-        for _ in range(LOOKS):
-            judged = self._judged(kind, fingerprint)
-            if judged is None:
-                raise MissingArtifact(kind, fingerprint, "there is no such artifact")
-            try:
-                manifest = decode(judged[0], kind, fingerprint)
-            except BadManifest as error:
-                reason = f"its manifest is not sound ({error})"
-                continue
-            reason = self._difference(manifest)
-            if reason is None:
-                return manifest
-        assert judged is not None
-        self._remove(kind, fingerprint, *judged)
-        raise CorruptArtifact(kind, fingerprint, reason or "unknown")
-
-    def _difference(self, manifest: Manifest) -> str | None:
-        for file in manifest.files:
-            parts = self._file(manifest, file)
-            size = self.storage.size(*parts)
-            if size != file.size:
-                return f"{file.path} is missing" if size is None else f"{file.path} has {size} bytes instead of {file.size}"
-            if self.storage.local and file_digest(self.storage.folder(*parts)) != file.sha256:
-                return f"{file.path} has another SHA-256"
-        return None
+        """As `cft_ray.artifacts.sound.verify`."""
+        return sound.verify(self.storage, kind, fingerprint)
 
     def _place(self) -> str:
         """Names the storage among this machine's folders."""
         return sha256(self.storage.uri.encode()).hexdigest()[:12]
-
-    def _file(self, manifest: Manifest, file: ArtifactFile) -> tuple[str, ...]:
-        """Parts of the path of one of an artifact's files."""
-        return *_files(manifest), *file.path.split("/")
 
     def fetch(self, kind: str, fingerprint: str) -> Path:
         """The artifact as a local folder: the folder itself, or a download that stays here as long as this object lives.
@@ -384,53 +299,35 @@ class ArtifactStore:
             CorruptArtifact: there is none, or it does not match its manifest (and has been removed).
         """
         manifest = self.require(kind, fingerprint)
+        return self._local(manifest, manifest.files, "artifacts")
+
+    def fetch_tables(self, manifest: Manifest) -> dict[str, Path]:
+        """As `fetch`, of an artifact's tables alone: table -> local file. Weights, which lie beside them, stay where they are."""
+        named = table_files(manifest.files)
+        files = [file for file in manifest.files if file.path in set(named.values())]
+        folder = self._local(manifest, files, "tables") if files else Path()
+        return {table: folder / path for table, path in named.items()}
+
+    def _local(self, manifest: Manifest, files: Sequence[ArtifactFile], kind: str) -> Path:
+        """A local folder with some files of an artifact; ``kind``: of the cache's things that it is."""
         if self.storage.local:
-            folder = self.storage.folder(*_files(manifest))
-            if not _sizes_match(folder, manifest):
-                self.verify(kind, fingerprint)  # says what differs, and removes it
+            folder = self.storage.folder(*sound.place_of(manifest))
+            if not sound.sizes_match(folder, files):
+                self.verify(manifest.kind, manifest.fingerprint)  # says what differs, and removes it
             return folder
-        key = sha256(f"{self.storage.uri}\n{manifest.encode().decode()}".encode()).hexdigest()[:32]
-        for _ in range(LOOKS):
-            kept = self._kept.get(key) or keep("artifacts", f"{kind}-{key}", partial(self._download, manifest))
-            if _sizes_match(kept.path, manifest):
+        key = kind + sha256(f"{self.storage.uri}\n{manifest.encode().decode()}".encode()).hexdigest()[:32]
+        bring = partial(sound.download, self.storage, manifest, files)
+        for _ in range(sound.LOOKS):
+            kept = self._kept.get(key) or keep(kind, f"{manifest.kind}-{key.removeprefix(kind)}", bring)
+            if sound.sizes_match(kept.path, files):
                 self._kept[key] = kept
                 return kept.path
             self._kept.pop(key, None)
             forget(kept)
-        raise CorruptArtifact(kind, fingerprint, "this machine's copy changes by itself")
-
-    def _download(self, manifest: Manifest, target: Path) -> None:
-        with ThreadPoolExecutor(max_workers=4) as pool:
-            for arrived in [pool.submit(self._download_file, manifest, file, target / file.path) for file in manifest.files]:
-                arrived.result()
-
-    def _download_file(self, manifest: Manifest, file: ArtifactFile, target: Path) -> None:
-        reason = ""
-        for _ in range(LOOKS):  # what was damaged on the way comes whole the second time
-            try:
-                if self.storage.download(target, *self._file(manifest, file)) == file.sha256:
-                    return
-            except FileNotFoundError:
-                reason = f"{file.path} is missing"
-            else:
-                reason = f"{file.path} has another SHA-256"
-        judged = self._judged(manifest.kind, manifest.fingerprint)
-        if judged is not None and judged[0] == manifest.encode():  # else another has been published meanwhile
-            self._remove(manifest.kind, manifest.fingerprint, *judged)
-        raise CorruptArtifact(manifest.kind, manifest.fingerprint, reason)
-
-
-def _files(manifest: Manifest) -> tuple[str, ...]:
-    """Parts of the path of the folder of an artifact's files."""
-    return "artifacts", manifest.kind, manifest.fingerprint, *([manifest.folder] if manifest.folder else [])
+        raise sound.CorruptArtifact(manifest.kind, manifest.fingerprint, "this machine's copy changes by itself")
 
 
 def _sync_below(folder: Path) -> None:
     """Make a local folder durable: the content of its files, and their names."""
     for path in (*folder.rglob("*"), folder, folder.parent, folder.parent.parent):
         sync(path)
-
-
-def _sizes_match(folder: Path, manifest: Manifest) -> bool:
-    paths = [(folder / file.path, file.size) for file in manifest.files]
-    return all(path.is_file() and path.stat().st_size == size for path, size in paths)

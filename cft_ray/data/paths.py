@@ -1,104 +1,40 @@
 """Which files a path, a URI or a pattern names. The plan, the stages and the benchmarks' items all ask here.
 
 ``*`` is the only wildcard: it stands for any characters within one part of a path, a folder's name included, and, as in
-a shell, not for the dot of a hidden file. Everything else, brackets and question marks too, stands for itself. In a URI,
-``?name=value`` at the end are options of the file system. Local files need no pyarrow, which a first plan does not load.
+a shell, not for the dot of a hidden file. Everything else, brackets and question marks too, stands for itself.
 """
 
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
-from urllib.parse import quote
 
 from cft_ray.errors import UserError
-
-if TYPE_CHECKING:
-    from pyarrow import fs
-
-_OPTIONS = re.compile(r"\?\w+=[^/]*$")
-
-
-@dataclass(frozen=True)
-class Found:
-    """A file that a pattern names.
-
-    Args:
-        filesystem: None: this machine's.
-        path: inside it.
-        location: path or URI by which it can be opened again (`open_location`).
-        size: bytes.
-        changed: time of change in nanoseconds; 0: unknown.
-    """
-
-    filesystem: "fs.FileSystem | None"
-    path: str
-    location: str
-    size: int
-    changed: int
-
-
-def is_uri(path: str) -> bool:
-    """Whether a path names another file system (``s3://…``); ``file://`` is this machine's."""
-    return "://" in path and not path.startswith("file://")
-
-
-def local_path(path: str) -> Path:
-    """A path of this machine, absolute, so that it means the same wherever a stage runs on it."""
-    return Path(path.removeprefix("file://")).expanduser().absolute()
-
-
-def open_location(location: str) -> "tuple[fs.FileSystem, str]":
-    """The file system of a path or URI, and the path inside it.
-
-    Raises:
-        UserError: an unknown scheme, or a URI that cannot be understood.
-    """
-    import pyarrow as pa
-    from pyarrow import fs
-
-    if not is_uri(location):
-        return fs.LocalFileSystem(), str(local_path(location))
-    options = match.group() if (match := _OPTIONS.search(location)) else ""
-    scheme, _, rest = location.removesuffix(options).partition("://")
-    try:
-        # What a file may be called and a URI may not hold is quoted; what is quoted already stays so.
-        return fs.FileSystem.from_uri(f"{scheme}://{quote(rest, safe='/%:@')}{options}")
-    except (pa.ArrowException, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"cannot be opened ({reason})", where=location, fix="use a path, file://, s3:// or gs:// URI") from error
+from cft_ray.storage.files import Found, file_at, listed, placed
+from cft_ray.storage.location import is_uri, local_path
 
 
 def matching(pattern: str) -> list[Found]:
     """The files that a path, a URI or a pattern of either names, sorted by path; folders are not among them.
 
     Raises:
-        UserError: a URI that cannot be opened, or a file whose name is no UTF-8.
+        UserError: a URI that cannot be understood, a storage that cannot be read, or a file whose name is no UTF-8.
         OSError: a folder cannot be listed.
     """
     if not is_uri(pattern):
         return _local(local_path(pattern))
-    from pyarrow import fs
-
-    filesystem, whole = open_location(pattern)
-    options = match.group() if (match := _OPTIONS.search(pattern)) else ""
-    root = pattern.removesuffix(options)
-    parts = whole.split("/")
-    fixed = next((place for place, part in enumerate(parts) if "*" in part), len(parts))
-    infos = [filesystem.get_file_info("/".join(parts[:fixed]))]
-    for part in parts[fixed:]:
-        named = wildcard(part)
-        folders = [info.path for info in infos if info.type == fs.FileType.Directory]
-        listed = (filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True)) for folder in folders)
-        infos = [info for inside in listed for info in inside if named.fullmatch(info.base_name)]
-    scheme = root.partition("://")[0]
-    return [
-        Found(filesystem, info.path, f"{scheme}://{quote(info.path)}{options}", info.size, info.mtime_ns or 0)
-        for info in sorted(infos, key=lambda info: info.path)
-        if info.type == fs.FileType.File
-    ]
+    storage, parts = placed(pattern)
+    fixed = next((place for place, part in enumerate(parts) if "*" in part), None)
+    if fixed is None:
+        return file_at(pattern)
+    folders = [parts[:fixed]]
+    for part in parts[fixed:-1]:
+        pattern_of = wildcard(part)
+        entries = [(folder, entry) for folder in folders for entry in storage.list(*folder)]
+        folders = [(*folder, entry.name) for folder, entry in entries if not entry.is_file and pattern_of.fullmatch(entry.name)]
+    last = wildcard(parts[-1])
+    found = [file for folder in folders for file in listed(storage, folder) if last.fullmatch(file.path.rpartition("/")[2])]
+    return sorted(found, key=lambda file: file.path)
 
 
 def from_wildcard(pattern: str) -> str:
@@ -139,4 +75,4 @@ def _described(path: Path) -> Found:
     except UnicodeEncodeError:
         raise UserError("the file's name is no UTF-8", where=ascii(text), fix="give it another name") from None
     status = path.stat()
-    return Found(None, text, text, status.st_size, status.st_mtime_ns)
+    return Found(text, text, status.st_size, status.st_mtime_ns)

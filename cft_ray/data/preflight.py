@@ -15,11 +15,12 @@ from pydantic import ValidationError
 from cft_ray.data.accounts import RowAccount, Tally, refuse_lost
 from cft_ray.data.cache import FileCache
 from cft_ray.data.languages import filled, names_language
-from cft_ray.data.paths import is_uri, matching
+from cft_ray.data.paths import matching
 from cft_ray.data.sources import read
 from cft_ray.errors import UserError
 from cft_ray.plan.specs import DatasetSpec
 from cft_ray.plan.stage import Stage
+from cft_ray.storage.location import is_uri
 
 CHEAP = 256 * 2**20
 """bytes of a data set's files up to which they are read whole"""

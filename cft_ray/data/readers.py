@@ -15,11 +15,10 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyarrow import fs
 
 from cft_ray.data import records as text
-from cft_ray.data.paths import open_location
 from cft_ray.errors import UserError
+from cft_ray.storage.files import kind_of, names_beside, open_file
 
 BATCH = 8192
 """rows of one table"""
@@ -195,31 +194,24 @@ def _check(location: str) -> None:
     if ending not in ENDINGS:
         what = f"files ending in {ending!r} are not read" if ending else "the file's name has no ending that says its format"
         raise UserError(what, where=location, fix=f"convert it to one of {', '.join(ENDINGS)}")
-    filesystem, path = open_location(location)
     try:
-        kind = filesystem.get_file_info(path).type
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(
-            f"cannot be read ({str(error).splitlines()[0]})", where=location, fix="check the path and access"
-        ) from error
-    if kind != fs.FileType.File:
-        what = "this is a folder" if kind == fs.FileType.Directory else "there is no such file"
-        raise UserError(what, where=location, fix=_neighbours(filesystem, path) or "name an existing data file")
+        kind = kind_of(location)
+        if kind != "file":
+            what = "this is a folder" if kind == "folder" else "there is no such file"
+            raise UserError(what, where=location, fix=_neighbours(location) or "name an existing data file")
+    except OSError as error:
+        raise UserError(f"cannot be read ({error})", where=location, fix="check the path and access") from error
 
 
-def _neighbours(filesystem: fs.FileSystem, path: str) -> str:
-    folder, name = PurePosixPath(path).parent, PurePosixPath(path).name
-    if filesystem.get_file_info(str(folder)).type != fs.FileType.Directory:
-        return ""
-    names = [info.base_name for info in filesystem.get_file_info(fs.FileSelector(str(folder)))]
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+def _neighbours(location: str) -> str:
+    name = PurePosixPath(location).name
+    near = difflib.get_close_matches(name, names_beside(location), n=1, cutoff=0.5)
     return f"the nearest name there is {near[0]!r}" if near else ""
 
 
 def _opened_parquet(location: str) -> pq.ParquetFile:
-    filesystem, path = open_location(location)
     try:
-        return pq.ParquetFile(path, filesystem=filesystem)
+        return pq.ParquetFile(open_file(location))
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _damaged(location, error) from error
 

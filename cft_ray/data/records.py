@@ -11,13 +11,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
-from pyarrow import fs
 
-from cft_ray.data.paths import open_location
 from cft_ray.errors import UserError
+from cft_ray.storage.files import open_file
 
 Record = tuple[str, dict[str, Any]]
 """(file and line, the record)"""
@@ -38,9 +37,7 @@ csv.field_size_limit(2**31 - 1)  # the default of 131,072 characters is less tha
 
 def ending(location: str) -> str:
     """What a file's name says of its format, without the ending that says how it is compressed: ``.jsonl``."""
-    suffixes = [
-        suffix.lower() for suffix in PurePosixPath(location.partition("?")[0] if "://" in location else location).suffixes
-    ]
+    suffixes = [suffix.lower() for suffix in PurePosixPath(location).suffixes]
     if suffixes and suffixes[-1] in _CODECS:
         suffixes.pop()
     return suffixes[-1] if suffixes else ""
@@ -125,11 +122,9 @@ def header(location: str) -> list[str] | None:
 @contextmanager
 def _text(location: str) -> Iterator[io.BufferedReader]:
     """The bytes of a text file, unpacked. Errors of reading inside the block name the file."""
-    filesystem, path = open_location(location)
-    codec = _CODECS.get(PurePosixPath(path).suffix.lower())
+    codec = _CODECS.get(PurePosixPath(location).suffix.lower())
     try:
-        with _stream(filesystem, path, codec) as stream:
-            file = io.BufferedReader(stream, _BUFFER)
+        with open_file(location) as raw, _unpacked(raw, codec) as file:
             if codec is None:
                 _refuse_foreign(file.peek(4)[:4], location)
             if not file.peek(1):
@@ -140,9 +135,10 @@ def _text(location: str) -> Iterator[io.BufferedReader]:
         raise UserError(f"{what} ({str(error).splitlines()[0]})", where=location, fix="fetch or write it again") from error
 
 
-def _stream(filesystem: fs.FileSystem, path: str, codec: str | None) -> Any:
+def _unpacked(raw: BinaryIO, codec: str | None) -> io.BufferedReader:
     # Arrow's streams are file-like; the standard library's line buffering wants to see a raw stream.
-    return filesystem.open_input_stream(path, compression=codec, buffer_size=None)
+    stream: Any = raw if codec is None else pa.CompressedInputStream(pa.PythonFile(raw, "r"), codec)
+    return io.BufferedReader(stream, _BUFFER)
 
 
 def _refuse_foreign(start: bytes, location: str) -> None:

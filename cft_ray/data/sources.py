@@ -14,7 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import pyarrow as pa
@@ -27,8 +27,9 @@ from cft_ray.data.languages import filled, meant, names_language
 from cft_ray.data.paths import matching, named
 from cft_ray.data.readers import BATCH, Wanted, as_text, column_names, read_file, require_columns
 from cft_ray.data.rows import COLUMNS, SCHEMA, dump_turns, table
-from cft_ray.errors import UserError
+from cft_ray.errors import UserError, without_secrets
 from cft_ray.plan.specs import DatasetSpec
+from cft_ray.storage.hub import from_hub, transient
 
 if TYPE_CHECKING:
     import datasets
@@ -139,17 +140,17 @@ def _locations(spec: DatasetSpec) -> Sequence[str]:
 def _hub_files(spec: DatasetSpec, repository: str, pattern: str) -> Sequence[str]:
     """Local copies (the hub client's cache) of a repository's files that a pattern names."""
     from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     where = f"{repository}/{pattern}"
-    try:
+
+    def bring() -> list[str]:
         names = [pattern]
         if "*" in pattern:
             listed = HfApi().list_repo_files(repository, repo_type="dataset", revision=spec.revision)
             names = sorted(name for name in listed if named(pattern, name))
-        paths = [hf_hub_download(repository, name, repo_type="dataset", revision=spec.revision) for name in names]
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        raise _hub_error(error, where) from error
+        return [hf_hub_download(repository, name, repo_type="dataset", revision=spec.revision) for name in names]
+
+    paths = from_hub(where, bring)
     if not paths:
         raise UserError("no file in the hub repository has such a name", where=where, fix="look at the repository's files")
     return paths
@@ -160,11 +161,17 @@ def _loaded(spec: DatasetSpec, repository: str | None) -> "datasets.Dataset":
     from datasets.exceptions import DatasetNotFoundError
 
     assert repository is not None
-    try:
-        loaded = datasets.load_dataset(repository, name=spec.config, split=spec.split, revision=spec.revision)
-    except (DatasetNotFoundError, OSError, ValueError, RuntimeError) as error:
-        # ValueError: unknown split or configuration; RuntimeError: the repository wants to run a script of its own.
-        raise _hub_error(error, repository) from error
+
+    def load() -> Any:
+        try:
+            return datasets.load_dataset(repository, name=spec.config, split=spec.split, revision=spec.revision)
+        except (DatasetNotFoundError, ValueError, RuntimeError) as error:
+            # ValueError: unknown split or configuration; RuntimeError: the repository wants to run a script of its own.
+            if transient(error):
+                raise
+            raise _hub_error(error, repository) from error
+
+    loaded = from_hub(repository, load)
     if not isinstance(loaded, datasets.Dataset):
         raise UserError(f"split {spec.split!r} is no single table", where=repository, fix="name one split")
     return loaded
@@ -180,7 +187,7 @@ def _hub(spec: DatasetSpec, repository: str) -> Iterator[pa.Table]:
 
 
 def _hub_error(error: Exception, where: str) -> UserError:
-    reason = str(error).strip().split("\n")[0] or type(error).__name__
+    reason = without_secrets(str(error)).strip().split("\n")[0] or type(error).__name__
     return UserError(
         f"cannot be had from the Hugging Face hub ({type(error).__name__}: {reason})",
         where=where,

@@ -21,7 +21,7 @@ from lm_eval.api.model import LM
 from lm_eval.api.task import Task
 from lm_eval.evaluator import evaluate
 
-from cft_ray.errors import UserError
+from cft_ray.errors import UserError, without_secrets
 from cft_ray.evaluation.answers import Kept
 from cft_ray.evaluation.items import check_columns, local_files
 from cft_ray.evaluation.overlay import Files, known, task_manager
@@ -30,6 +30,7 @@ from cft_ray.evaluation.rows import Evaluation, evaluation_of
 from cft_ray.evaluation.templated import Templated
 from cft_ray.grid.settings import GenerationSettings
 from cft_ray.plan.specs import EvaluateSpec
+from cft_ray.storage.hub import from_hub, transient
 
 _HUB_FILE = re.compile(r"hf://datasets/([^@]+)@([0-9a-f]{40})/")
 BOOTSTRAP = 1000
@@ -153,14 +154,20 @@ def ask(model: LM | Kept, benchmark: Benchmark) -> Evaluation:
 def _load(spec: EvaluateSpec, items: Path | None, files: Files | None) -> Any:
     with tempfile.TemporaryDirectory(prefix="cft-ray-tasks-") as folder:
         manager = task_manager(spec, items, files, Path(folder))
-        try:
-            return manager.load(list(spec.tasks.values()))
-        except (OSError, ValueError) as error:  # datasets' errors about absent, offline or unreadable data are of these two
-            raise UserError(
-                f"the items of {', '.join(spec.tasks.values())} cannot be loaded ({error})",
-                where=f"benchmark {spec.benchmark}",
-                fix=f"give their files: --set evaluation.data.{spec.benchmark}=…; or access to the hub, or its cache",
-            ) from error
+
+        def load() -> Any:
+            try:
+                return manager.load(list(spec.tasks.values()))
+            except (OSError, ValueError) as error:  # datasets' errors about absent, offline or unreadable data are of these two
+                if transient(error):
+                    raise
+                raise UserError(
+                    f"the items of {', '.join(spec.tasks.values())} cannot be loaded ({without_secrets(str(error))})",
+                    where=f"benchmark {spec.benchmark}",
+                    fix=f"give their files: --set evaluation.data.{spec.benchmark}=…; or access to the hub, or its cache",
+                ) from error
+
+        return from_hub(f"benchmark {spec.benchmark}", load)
 
 
 def _process_once(task: Task) -> None:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 
 from cft_ray.data.languages import filled, names_language
-from cft_ray.data.paths import Found, from_wildcard, is_uri, matching
+from cft_ray.data.paths import from_wildcard, matching
 from cft_ray.data.readers import require_columns
 from cft_ray.data.records import ending, records
 from cft_ray.errors import UserError
@@ -25,7 +25,8 @@ from cft_ray.plan.digest import Digests
 from cft_ray.plan.items import items_digest
 from cft_ray.plan.specs import ItemsSource
 from cft_ray.storage.cache import Kept, keep
-from cft_ray.storage.local import CHUNK
+from cft_ray.storage.files import Found, placed
+from cft_ray.storage.location import is_uri
 
 _KEPT: dict[str, Kept] = {}
 """of items that the harness may read as long as the process lives"""
@@ -156,10 +157,7 @@ def _fetched(pattern: str, source: ItemsSource, split: str, languages: Sequence[
 
 
 def _copy(file: Found, target: Path) -> None:
-    assert file.filesystem is not None
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with file.filesystem.open_input_stream(file.path) as source, target.open("wb") as sink:
-        while chunk := source.read(CHUNK):
-            sink.write(chunk)
+    storage, parts = placed(file.location)
+    storage.download(target, *parts)
     if target.stat().st_size != file.size:
         raise UserError(f"{target.stat().st_size} of {file.size} bytes came", where=file.location, fix="run it again")

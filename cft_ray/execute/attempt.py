@@ -21,7 +21,8 @@ from ray.exceptions import RayError, RayTaskError
 
 from cft_ray.artifacts.lease import EXPIRY, Lease, LeaseLost, Observer, Record
 from cft_ray.artifacts.manifest import Manifest
-from cft_ray.artifacts.store import ArtifactStore, CorruptArtifact
+from cft_ray.artifacts.sound import CorruptArtifact
+from cft_ray.artifacts.store import ArtifactStore
 from cft_ray.errors import StageFailed, UserError, without_secrets
 from cft_ray.execute.context import RunContext
 from cft_ray.execute.leavings import clear

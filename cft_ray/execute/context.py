@@ -18,6 +18,7 @@ from cft_ray.plan.digest import Digests
 from cft_ray.plan.specs import Checkpoint
 from cft_ray.plan.stage import Stage
 from cft_ray.storage.cache import Kept, keep
+from cft_ray.storage.hub import from_hub
 from cft_ray.storage.root import Storage
 
 
@@ -121,18 +122,13 @@ def _bring(storage: Storage, digest: str | None, target: Path) -> None:
 def _from_hub(repository: str, revision: str | None) -> str:
     """A hub model's folder in the hub client's own cache: safetensors and what belongs to them, where it has those."""
     from huggingface_hub import HfApi, constants, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     from cft_ray.fetch.hub import model_files
 
-    try:
+    def bring() -> str:
         wanted = None
         if not constants.HF_HUB_OFFLINE:
             wanted = [glob.escape(name) for name in model_files(HfApi().list_repo_files(repository, revision=revision))]
         return snapshot_download(repository, revision=revision, allow_patterns=wanted)
-    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
-        reason = str(error).splitlines()[0]
-        where = f"{repository}@{revision or 'main'}"
-        raise UserError(
-            f"the model cannot be downloaded: {reason}", where=where, fix="check the id, access and HF_TOKEN"
-        ) from error
+
+    return from_hub(f"{repository}@{revision or 'main'}", bring)

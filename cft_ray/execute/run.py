@@ -22,7 +22,8 @@ from rich.console import Console
 
 from cft_ray.artifacts.lease import check_locks, release_run
 from cft_ray.artifacts.manifest import Manifest
-from cft_ray.artifacts.store import ArtifactStore, CorruptArtifact, MissingArtifact
+from cft_ray.artifacts.sound import CorruptArtifact, MissingArtifact
+from cft_ray.artifacts.store import ArtifactStore
 from cft_ray.errors import UserError, without_secrets
 from cft_ray.execute.attempt import cause
 from cft_ray.execute.cluster import OBJECT_STORE, capacity, connected

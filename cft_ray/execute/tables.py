@@ -12,8 +12,9 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet as pq
 
-from cft_ray.artifacts.manifest import Manifest, table_files
-from cft_ray.artifacts.store import ArtifactStore, CorruptArtifact
+from cft_ray.artifacts.manifest import Manifest
+from cft_ray.artifacts.sound import CorruptArtifact
+from cft_ray.artifacts.store import ArtifactStore
 from cft_ray.metrics.cells import cell_rows, cells_key
 from cft_ray.metrics.keys import KeyRanges
 from cft_ray.metrics.reporter import Reporter
@@ -60,9 +61,8 @@ def send_artifact(reporter: Reporter, store: ArtifactStore, manifest: Manifest) 
     """The rows in ``tables/*.parquet`` of one artifact."""
     if not manifest.rows:
         return
-    folder = store.fetch(manifest.kind, manifest.fingerprint)
-    for table, path in table_files(manifest.files).items():
-        for sequence, batch in _batches(table, pq.ParquetFile(folder / path)):
+    for table, path in store.fetch_tables(manifest).items():
+        for sequence, batch in _batches(table, pq.ParquetFile(path)):
             reporter.append(table, batch, fingerprint=manifest.fingerprint, attempt=manifest.attempt, sequence=sequence)
 
 

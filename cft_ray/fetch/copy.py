@@ -17,10 +17,14 @@ from huggingface_hub.hf_api import RepoFile
 
 from cft_ray.artifacts.fetched import Copied, CopiedFile, Fetched, Part
 from cft_ray.errors import UserError
-from cft_ray.fetch.hub import Listing, asking, listing
+from cft_ray.fetch.hub import Listing, listing
 from cft_ray.machine import machine_folder
+from cft_ray.storage.hub import from_hub
 from cft_ray.storage.local import CHUNK, remove_local, sync
 from cft_ray.storage.root import Storage
+
+LOOKS = 2
+"""times that a file is downloaded before it counts as damaged"""
 
 
 @dataclass(frozen=True)
@@ -94,22 +98,37 @@ def _download(part: Part, fetched: Fetched, files: Listing, missing: dict[str, R
     incoming = storage.folder(name) if storage.local else machine_folder("fetch", name)
     with storage.writing():
         incoming.mkdir(parents=True, exist_ok=True)
-    with asking(str(part)):
-        snapshot_download(
-            part.repository,
-            repo_type=part.kind,
-            revision=files.commit,
-            local_dir=incoming,
-            allow_patterns=[glob.escape(file.path) for file in missing.values()],
-        )
+    absent = missing
+    for _ in range(LOOKS):
+        _snapshot(part, files.commit, incoming, absent)
+        absent = {target: file for target, file in absent.items() if not _arrived(incoming / file.path, file)}
+        if not absent:
+            break
+    for file in absent.values():
+        fix = "run the command again: it is downloaded anew"
+        raise UserError(f"{file.path} did not arrive as the hub has it, {LOOKS} times", where=str(part), fix=fix)
     for target, file in missing.items():
-        arrived = incoming / file.path
-        if not arrived.is_file() or not _is(arrived, file):
-            arrived.unlink(missing_ok=True)
-            fix = "run the command again: it is downloaded anew"
-            raise UserError(f"{file.path} did not arrive as the hub has it", where=str(part), fix=fix)
-        _place(storage, arrived, (*fetched.folder(part, files.commit), *target.split("/")))
+        _place(storage, incoming / file.path, (*fetched.folder(part, files.commit), *target.split("/")))
     remove_local(incoming)
+
+
+def _snapshot(part: Part, commit: str, folder: Path, files: dict[str, RepoFile]) -> None:
+    """Download files of a repository into a folder; those that are there stay."""
+    patterns = [glob.escape(file.path) for file in files.values()]
+    from_hub(
+        str(part),
+        lambda: snapshot_download(
+            part.repository, repo_type=part.kind, revision=commit, local_dir=folder, allow_patterns=patterns
+        ),
+    )
+
+
+def _arrived(path: Path, file: RepoFile) -> bool:
+    """Whether a file is here as the hub has it; one that is not is removed."""
+    if path.is_file() and _is(path, file):
+        return True
+    path.unlink(missing_ok=True)
+    return False
 
 
 def _place(storage: Storage, source: Path, target: tuple[str, ...]) -> None:

@@ -1,4 +1,4 @@
-"""Which files of a hub repository a part consists of, at which commit; and the hub's refusals in words.
+"""Which files of a hub repository a part consists of, at which commit.
 
 A data set is taken as `datasets` would load it: its configuration and split name files, which are all that is copied. A
 repository that is a loading script, which `datasets` no longer runs, is taken from the hub's own conversion to Parquet.
@@ -6,29 +6,20 @@ A model is taken without what transformers and vLLM do not read: weights in othe
 those, and exports for other programs.
 """
 
-import contextlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-import httpx
 from huggingface_hub import HfApi
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub.errors import RevisionNotFoundError
 from huggingface_hub.hf_api import DatasetInfo, ModelInfo, RepoFile
 
 from cft_ray.artifacts.fetched import Part
 from cft_ray.artifacts.manifest import inside
 from cft_ray.data.paths import named
 from cft_ray.errors import UserError
+from cft_ray.storage.hub import from_hub, transient
 
 CONVERTED = "refs/convert/parquet"
 """Branch on which the hub keeps a data set as Parquet: ``{configuration}/{split}/0000.parquet``."""
@@ -64,16 +55,19 @@ def listing(part: Part, commit: str | None = None, converted: bool = False) -> L
         UserError: the hub cannot be reached, knows no such repository or revision or does not give it to this user; the
             repository has no such configuration, split or files.
     """
-    with asking(str(part)):
-        api = HfApi()
-        if commit is None:
-            commit, converted = _resolve(api, part)
-        tree = api.list_repo_tree(part.repository, recursive=True, revision=commit, repo_type=part.kind)
-        files = {_plain(entry.path, part): entry for entry in tree if isinstance(entry, RepoFile)}
-        if part.kind == "model":
-            chosen = {name: name for name in model_files(list(files))}
-        else:
-            chosen = _dataset_files(part, commit, converted, list(files))
+    return from_hub(str(part), lambda: _listing(part, commit, converted))
+
+
+def _listing(part: Part, commit: str | None, converted: bool) -> Listing:
+    api = HfApi()
+    if commit is None:
+        commit, converted = _resolve(api, part)
+    tree = api.list_repo_tree(part.repository, recursive=True, revision=commit, repo_type=part.kind)
+    files = {_plain(entry.path, part): entry for entry in tree if isinstance(entry, RepoFile)}
+    if part.kind == "model":
+        chosen = {name: name for name in model_files(list(files))}
+    else:
+        chosen = _dataset_files(part, commit, converted, list(files))
     return Listing(commit, converted, {target: files[name] for target, name in chosen.items()})
 
 
@@ -92,43 +86,6 @@ def model_files(names: Sequence[str]) -> list[str]:
         return not (sharded and path.name.startswith("consolidated"))
 
     return [name for name in names if wanted(name)]
-
-
-@contextlib.contextmanager
-def asking(what: str) -> Iterator[None]:
-    """Turn what the hub and its client refuse into a UserError. Their own texts are left out: they may hold signed URLs."""
-    try:
-        yield
-    except UserError:
-        raise
-    except GatedRepoError:
-        fix = "ask for access on its page, and set HF_TOKEN to a token of that account"
-        raise UserError("the hub gives it only to those who were granted access", where=what, fix=fix) from None
-    except RepositoryNotFoundError:
-        fix = "check its name; if it is private, set HF_TOKEN to a token that may read it"
-        raise UserError("the hub has no such repository, or hides it from you", where=what, fix=fix) from None
-    except RevisionNotFoundError:
-        raise UserError("the repository has no such revision", where=what, fix="name a commit, tag or branch of it") from None
-    except HFValidationError:
-        raise UserError("that is no repository's name", where=what, fix="owner/name") from None
-    except HfHubHTTPError as error:
-        status = error.response.status_code
-        if status in (401, 403):
-            fix = "set HF_TOKEN to a valid token that may read it"
-            raise UserError(f"the hub refuses access (HTTP {status})", where=what, fix=fix) from None
-        raise UserError(f"the hub answers with HTTP {status}", where=what, fix=_AGAIN) from None
-    except OfflineModeIsEnabled:
-        raise UserError("HF_HUB_OFFLINE forbids to ask the hub", where=what, fix="unset it for this command") from None
-    except (httpx.HTTPError, EntryNotFoundError, ConnectionError) as error:
-        raise UserError(
-            f"the hub cannot be reached, or the connection broke ({type(error).__name__})", where=what, fix=_AGAIN
-        ) from None
-    except OSError as error:
-        reason = f"{type(error).__name__}: {error.strerror}" if error.strerror else type(error).__name__
-        raise UserError(f"cannot be fetched ({reason})", where=what, fix=f"free disk space? {_AGAIN}") from None
-
-
-_AGAIN = "check the network, and run the command again: what is there is kept"
 
 
 def _resolve(api: HfApi, part: Part) -> tuple[str, bool]:
@@ -192,6 +149,8 @@ def _of_split(part: Part, commit: str, config: str | None, converted: Sequence[s
         try:
             builder = datasets.load_dataset_builder(part.repository, config, revision=commit, cache_dir=cache)
         except ValueError as error:  # an unknown configuration; the message names those that exist
+            if transient(error):
+                raise
             raise UserError(str(error).splitlines()[0], where=str(part), fix="name a configuration of the data set") from None
     files: dict[str, list[str]] = {str(split): list(found) for split, found in (builder.config.data_files or {}).items()}
     assert part.split is not None

@@ -17,7 +17,7 @@ from cft_ray.grid.problems import as_user_error, refuse_truths
 from cft_ray.grid.settings import Settings, Template, TemplateChoice
 from cft_ray.grid.source import parse, read
 from cft_ray.grid.tree import Source
-from cft_ray.grid.words import MOST, Name, Seed, StorageUri
+from cft_ray.grid.words import MOST, Name, PlaceName, Seed
 
 SECTIONS = ("insight",)
 """Optional sections that a command may ask for (`--with`) where the file has none."""
@@ -32,7 +32,7 @@ class Grid(Settings):
 
     name: Name = Field(description="what the results call this grid")
     storage: s.StorageChoice = Field(description="where artifacts and tables lie")
-    fetched: StorageUri | None = Field(
+    fetched: PlaceName | None = Field(
         default=None,
         min_length=1,
         description="folder or URI that `cft-ray fetch` has filled: what the grid takes from the hub is read there, at the "

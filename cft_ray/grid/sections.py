@@ -30,7 +30,6 @@ from cft_ray.grid.words import (
     PlaceName,
     Repository,
     Revision,
-    StorageUri,
     shorthand,
     wrong,
 )
@@ -77,9 +76,7 @@ SamplingOverrides = Annotated[dict[str, Any], _Overrides(ReplaySampling, swept=T
 class Storage(Settings):
     """Where artifacts and tables lie."""
 
-    uri: StorageUri = Field(
-        min_length=1, description="a folder, `s3://…` or `gs://…`; environment variables hold the credentials"
-    )
+    uri: PlaceName = Field(min_length=1, description="a folder, `s3://…` or `gs://…`; environment variables hold the credentials")
 
 
 class StageResources(Settings):

@@ -12,10 +12,11 @@ from pathlib import Path, PurePosixPath
 
 from cft_ray.data.cache import FileCache
 from cft_ray.data.languages import filled, names_language
-from cft_ray.data.paths import Found, is_uri, local_path, matching, open_location
+from cft_ray.data.paths import matching
 from cft_ray.errors import UserError
-
-_BLOCK = 1 << 20
+from cft_ray.storage import files as stored
+from cft_ray.storage.files import Found
+from cft_ray.storage.location import is_uri, local_path
 
 
 class Digests:
@@ -79,11 +80,11 @@ class Digests:
         self._known.save()
 
     def _file(self, file: Found, where: str) -> str:
-        key = f"{file.path}|{file.size}|{file.changed}" if file.changed else ""
+        key = f"{file.location}|{file.size}|{file.changed}" if file.changed else ""
         if key and (known := self._known.get(key)) is not None:
             return known
         with _reading(file.path, where):
-            digest = _sha256(file)
+            digest = stored.digest(file.location)
         if key:
             self._known.put(key, digest)
         return digest
@@ -93,8 +94,8 @@ class Digests:
 def _reading(path: str, where: str) -> Iterator[None]:
     try:
         yield
-    except UserError as error:  # a URI that cannot be understood
-        raise UserError(f"{error.where}: {error.what}", where=where, fix=error.fix) from None
+    except UserError as error:  # a URI that cannot be understood, a storage that cannot be read
+        raise UserError(f"{error.where}: {error.what}" if error.where else error.what, where=where, fix=error.fix) from None
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {error}", where=where, fix="a readable file, or access to it") from None
 
@@ -103,23 +104,8 @@ def _below(folder: str) -> list[Found]:
     """Every file below a folder."""
     if not is_uri(folder):
         files = sorted(item for item in local_path(folder).rglob("*") if item.is_file())
-        return [Found(None, str(item), str(item), item.stat().st_size, item.stat().st_mtime_ns) for item in files]
-    from pyarrow import fs  # only remote files need it, and it is slow to import
-
-    filesystem, path = open_location(folder)
-    infos = [
-        info for info in filesystem.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True)) if info.is_file
-    ]
-    found = (Found(filesystem, info.path, info.path, info.size, info.mtime_ns or 0) for info in infos)
-    return sorted(found, key=lambda file: file.path)
-
-
-def _sha256(file: Found) -> str:
-    digest = hashlib.sha256()
-    with Path(file.path).open("rb") if file.filesystem is None else file.filesystem.open_input_stream(file.path) as stream:
-        while block := stream.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+        return [Found(str(item), str(item), item.stat().st_size, item.stat().st_mtime_ns) for item in files]
+    return stored.files_below(folder)
 
 
 def _over(parts: Iterable[tuple[str, str]]) -> str:

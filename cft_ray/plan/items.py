@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
-from cft_ray.data.paths import is_uri, local_path
 from cft_ray.errors import UserError
 from cft_ray.grid.choices import ChosenBenchmark
 from cft_ray.grid.schema import Grid
 from cft_ray.plan.digest import Digests
 from cft_ray.plan.specs import ItemsSource
+from cft_ray.storage.location import is_uri, local_path
 
 if TYPE_CHECKING:
     from cft_ray.artifacts.fetched import Fetched, Part

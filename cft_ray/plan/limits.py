@@ -7,11 +7,11 @@ nothing is known until it is fetched, and its training says what does not fit be
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from cft_ray.data.paths import is_uri, local_path
 from cft_ray.grid.schema import Grid
 from cft_ray.grid.sections import CheckpointSource
 from cft_ray.grid.settings import LENGTH, TrainingSettings
 from cft_ray.models.limits import Limits, Read, check_end, check_length, check_vocabulary, in_folder, limits_of, positions_in
+from cft_ray.storage.location import is_uri, local_path
 
 if TYPE_CHECKING:
     from cft_ray.artifacts.fetched import Fetched

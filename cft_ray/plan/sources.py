@@ -6,13 +6,13 @@ A local file is known by its content; a data set that is still to be supplied by
 from typing import TYPE_CHECKING
 
 from cft_ray.data.formats import AUTO, CHATS, FORMATS
-from cft_ray.data.paths import is_uri, local_path
 from cft_ray.grid.insight import Embedder
 from cft_ray.grid.schema import Grid
 from cft_ray.grid.sections import DatasetSource
 from cft_ray.plan.config import local_config
 from cft_ray.plan.digest import Digests
 from cft_ray.plan.specs import Checkpoint, DatasetSpec, Spec
+from cft_ray.storage.location import is_uri, local_path
 
 if TYPE_CHECKING:
     from cft_ray.artifacts.fetched import Fetched, Part

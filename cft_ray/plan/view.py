@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from cft_ray.data.accounts import RowAccount
-from cft_ray.data.paths import local_path
 from cft_ray.errors import UserError
 from cft_ray.grid.benchmarks import BENCHMARKS
 from cft_ray.grid.cells import cells
@@ -23,6 +22,7 @@ from cft_ray.plan.sources import fetched_of
 from cft_ray.plan.specs import SPECS
 from cft_ray.plan.stage import Plan, skips
 from cft_ray.plan.why import Artifact, Reason, explain
+from cft_ray.storage.location import local_path
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import urllib.request
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from functools import cached_property, partial
 from pathlib import Path
@@ -42,6 +43,8 @@ _PASSES = ("ExpiredToken", "TokenRefreshRequired", "RequestTimeTooSkewed", "Requ
 
 
 T = TypeVar("T")
+Refusals = Callable[[], AbstractContextManager[None]]
+"""makes what turns the errors of a block into `StorageError`"""
 
 
 class Bucket:
@@ -94,18 +97,18 @@ class Bucket:
             return f"no answer ({text.partition('HTTP error: ')[2].strip() or 'connection lost'})"
         return next(iter(text.strip().splitlines()), type(error).__name__)
 
-    def size(self, path: str) -> int | None:
-        """Bytes of an object; None where there is none."""
+    def entry(self, path: str) -> Entry | None:
+        """What is known of an object; None where there is none."""
         import obstore
 
         try:
-            return obstore.head(self._store, path)["size"]
+            return _entry(obstore.head(self._store, path), path.rpartition("/")[2])
         except FileNotFoundError:
             return None
 
     def kind(self, path: str) -> str | None:
         """``file``, ``folder``, or None where there is nothing."""
-        if path and self.size(path) is not None:
+        if path and self.entry(path) is not None:
             return "file"
         return "folder" if self.list(path, recursive=False) else None
 
@@ -122,12 +125,17 @@ class Bucket:
             self._require_bucket(error)
             return None
 
-    def open(self, path: str) -> BinaryIO:
-        """An object to be read at any place."""
+    def open(self, path: str, refusals: Refusals) -> BinaryIO:
+        """An object to be read at any place.
+
+        Args:
+            path: its key.
+            refusals: puts into words what a read meets.
+        """
         import obstore
 
         meta = obstore.head(self._store, path)
-        return io.BufferedReader(_Ranges(self, path, meta["size"], meta["e_tag"]), 2**16)  # pyright: ignore[reportReturnType]
+        return io.BufferedReader(_Ranges(self, path, meta["size"], meta["e_tag"], refusals), 2**16)  # pyright: ignore[reportReturnType]
 
     def write(self, path: str, data: bytes) -> Version:
         """Put an object."""
@@ -178,7 +186,7 @@ class Bucket:
             found = obstore.list_with_delimiter(self._store, path or None)
             metas, folders = list(found["objects"]), list(found["common_prefixes"])
         cut = len(path) + 1 if path else 0
-        listed = [Entry(meta["path"][cut:], meta["size"], meta["last_modified"], meta["e_tag"]) for meta in metas]
+        listed = [_entry(meta, meta["path"][cut:]) for meta in metas]
         listed += [Entry(folder.rstrip("/")[cut:], None) for folder in folders]
         return sorted((entry for entry in listed if entry.name), key=lambda entry: entry.name)
 
@@ -193,7 +201,7 @@ class Bucket:
                 self._require_bucket(error)
 
         below = [f"{path}/{entry.name}" for entry in self._patiently(lambda: self.list(path, recursive=True))]
-        if self._patiently(lambda: self.size(path)) is not None:
+        if self._patiently(lambda: self.entry(path)) is not None:
             below.append(path)
         for start in range(0, len(below), 1000):
             self._patiently(partial(remove, below[start : start + 1000]))
@@ -239,6 +247,10 @@ class Bucket:
             raise StorageError("there is no such bucket", where=self.where, fix="make it, or check its name") from error
 
 
+def _entry(meta: Any, name: str) -> Entry:
+    return Entry(name, meta["size"], meta["last_modified"], meta["e_tag"])
+
+
 class _Conflict(Exception):
     """Two conditional puts at once, of which neither stands yet."""
 
@@ -246,8 +258,9 @@ class _Conflict(Exception):
 class _Ranges(io.RawIOBase):
     """An object as a file, read by ranges."""
 
-    def __init__(self, bucket: Bucket, path: str, size: int, tag: str | None) -> None:
+    def __init__(self, bucket: Bucket, path: str, size: int, tag: str | None, refusals: Refusals) -> None:
         super().__init__()
+        self._refusals = refusals
         self._bucket, self._path, self._size, self._tag, self._place = bucket, path, size, tag, 0
 
     def readable(self) -> bool:
@@ -267,7 +280,8 @@ class _Ranges(io.RawIOBase):
         stop = min(self._place + len(buffer), self._size)
         if stop <= self._place:
             return 0
-        data = self._bucket._range(self._path, self._place, stop, self._tag)
+        with self._refusals():
+            data = self._bucket._range(self._path, self._place, stop, self._tag)
         buffer[: len(data)] = data
         self._place += len(data)
         return len(data)

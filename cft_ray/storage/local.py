@@ -41,13 +41,14 @@ class Folder:
         """An error in words."""
         return reason(error)
 
-    def size(self, path: str) -> int | None:
-        """Bytes of a file; None where there is none."""
+    def entry(self, path: str) -> Entry | None:
+        """What is known of a file; None where there is none."""
         try:
             found = os.stat(path)  # noqa: PTH116 - paths are text here, as in a bucket
         except (FileNotFoundError, NotADirectoryError):
             return None
-        return found.st_size if stat.S_ISREG(found.st_mode) else None
+        name, changed = path.rpartition("/")[2], datetime.fromtimestamp(found.st_mtime, UTC)
+        return Entry(name, found.st_size, changed) if stat.S_ISREG(found.st_mode) else None
 
     def kind(self, path: str) -> str | None:
         """``file``, ``folder``, or None where there is nothing."""
@@ -68,7 +69,7 @@ class Folder:
             return None
         return data, _version(data)
 
-    def open(self, path: str) -> BinaryIO:
+    def open(self, path: str, refusals: object = None) -> BinaryIO:
         """A file to be read at any place."""
         return open(path, "rb")  # noqa: PTH123 - closed by who asked
 

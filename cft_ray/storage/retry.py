@@ -68,6 +68,7 @@ def patiently(
     where: str,
     seconds: float | None = None,
     words: "Callable[[Exception], str] | None" = None,
+    asked: "Callable[[Exception], float] | None" = None,
 ) -> T:
     """What ``call`` returns, once it does.
 
@@ -77,13 +78,13 @@ def patiently(
         where: the storage, for the telling.
         seconds: how long at most; None: `patience`.
         words: an error in words, for the telling; None: its first line.
+        asked: seconds that an error asks to wait before the next try; None: none does.
 
     Raises:
         Exception: the last error of ``call``: one that is not transient, or is so for too long.
     """
-    limit = patience() if seconds is None else seconds
-    if _impatient and where not in _heard:
-        limit = min(limit, FIRST_LOOK)
+    most = patience() if seconds is None else seconds
+    limit = min(most, FIRST_LOOK) if _impatient and where not in _heard else most
     begun = time.monotonic()
     told = begun + QUIET - AGAIN
     ceiling = FIRST
@@ -95,7 +96,11 @@ def patiently(
             if not transient(error):
                 _heard.add(where)  # a refusal is an answer
                 raise
-            if waited >= limit:
+            least = asked(error) if asked is not None else 0.0
+            if least:
+                _heard.add(where)
+                limit = most
+            if waited >= limit or waited + least > limit:
                 raise
             if time.monotonic() - told >= AGAIN:
                 told = time.monotonic()
@@ -104,7 +109,8 @@ def patiently(
             _heard.add(where)
             return answer
         # All of the pause is drawn by lot, so that processes that failed together do not come back together.
-        time.sleep(min(random.uniform(0, ceiling), max(0.0, limit - (time.monotonic() - begun))))
+        pause = least + random.uniform(0, ceiling)
+        time.sleep(max(least, min(pause, limit - (time.monotonic() - begun))))
         ceiling = min(LONGEST, 2 * ceiling)
 
 

@@ -71,7 +71,16 @@ class Storage:
 
     def size(self, *parts: str) -> int | None:
         """Bytes of a file; None where there is none."""
-        return self._ask(READ, lambda: self._files.size(self.path(*parts)))
+        found = self.entry(*parts)
+        return None if found is None else found.size
+
+    def entry(self, *parts: str) -> Entry | None:
+        """What a listing says of one file; None where there is none.
+
+        Raises:
+            StorageError: the storage cannot be read.
+        """
+        return self._ask(READ, lambda: self._files.entry(self.path(*parts)))
 
     def kind(self, *parts: str) -> str | None:
         """``file``, ``folder``, or None where there is nothing.
@@ -100,9 +109,9 @@ class Storage:
 
         Raises:
             FileNotFoundError: there is none.
-            StorageError: the storage cannot be read.
+            StorageError: the storage cannot be read; also whenever an object store's file is read.
         """
-        return self._ask(READ, lambda: self._files.open(self.path(*parts)))
+        return self._ask(READ, lambda: self._files.open(self.path(*parts), lambda: self._refusals(READ)))
 
     def write(self, *parts: str, data: bytes) -> None:
         """Write a whole file, durable and atomic.

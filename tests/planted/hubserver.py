@@ -3,7 +3,7 @@
 import json
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha1, sha256
@@ -21,6 +21,8 @@ class Repository:
     branches: dict[str, dict[str, bytes]]
     gated: bool = False
     broken: dict[str, int] = field(default_factory=dict)
+    mends: bool = False
+    """whether a connection is cut once only for each path"""
     damaged: set[str] = field(default_factory=set)
     """paths whose bytes are not what the hub says they are"""
 
@@ -38,6 +40,8 @@ class Hub:
     def __init__(self) -> None:
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.asked: list[tuple[str, str, bool]] = []
+        self.refusing: Callable[[str], tuple[int, dict[str, str]] | None] = lambda path: None
+        """status and headers with which a request is refused, whatever is asked; None: it is answered"""
         self.url = ""
 
     def add(self, kind: str, name: str, files: dict[str, bytes], **more) -> Repository:
@@ -84,6 +88,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, body: bytes = b"") -> None:
         url = urlsplit(self.path)
         self.served.asked.append((self.command, unquote(url.path), "Authorization" in self.headers))
+        if refusal := self.served.refusing(url.path):
+            self._refuse(refusal[0], "", refusal[1])
+            return
         parts = [unquote(part) for part in url.path.strip("/").split("/")]
         if parts[0] == "api" and parts[1] in ("models", "datasets"):
             self._api(parts[1][:-1], "/".join(parts[2:4]), parts[4:], body, parse_qs(url.query))
@@ -174,7 +181,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "HEAD":
             return
         if path in repository.broken:
-            self.wfile.write(data[begin : repository.broken[path]])
+            end = repository.broken.pop(path) if repository.mends else repository.broken[path]
+            self.wfile.write(data[begin:end])
             self.wfile.flush()
             self.close_connection = True
             self.connection.shutdown(socket.SHUT_RDWR)

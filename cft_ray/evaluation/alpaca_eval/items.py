@@ -9,6 +9,8 @@ from cft_ray.evaluation.items import local_files
 from cft_ray.grid.benchmarks import BENCHMARKS
 from cft_ray.plan.items import SCORED
 from cft_ray.plan.specs import ItemsSource
+from cft_ray.storage.errors import Unavailable
+from cft_ray.storage.hub import from_hub
 
 CONTROL = "length_control"
 """Beside the items, in `evaluation.data`: the file that the length-controlled win rate is regularised with."""
@@ -85,22 +87,17 @@ def read_items(source: ItemsSource | None, limit: int | None) -> Items:
 
 def _from_hub(name: str, revision: str | None) -> str:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     declared = BENCHMARKS["alpaca_eval"].items
     assert declared is not None
-    try:
-        return hf_hub_download(declared.hub, name, repo_type="dataset", revision=revision)
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise UserError(
-            f"the items cannot be downloaded ({str(error).splitlines()[0]})",
-            where=f"benchmark alpaca_eval, {declared.hub}/{name}@{revision or 'main'}",
-            fix="give this machine access to the hub, or its cache, or name a file: evaluation.data.alpaca_eval",
-        ) from error
+    where = f"benchmark alpaca_eval, {declared.hub}/{name}@{revision or 'main'}"
+    return from_hub(where, lambda: hf_hub_download(declared.hub, name, repo_type="dataset", revision=revision))
 
 
 def _from_hub_if_there(name: str, revision: str | None) -> str | None:
     try:
         return _from_hub(name, revision)
+    except Unavailable:
+        raise
     except UserError:
         return None

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from s3double import Cut, Delay, Garble, Refuse
 
-from cft_ray.artifacts import lease
+from cft_ray.artifacts import lease, sound
 from cft_ray.artifacts.lease import LeaseLost, Observer, holders
 from cft_ray.artifacts.manifest import Manifest
-from cft_ray.artifacts.store import ArtifactStore, CorruptArtifact, MissingArtifact
+from cft_ray.artifacts.sound import CorruptArtifact, MissingArtifact
+from cft_ray.artifacts.store import ArtifactStore
 from cft_ray.errors import UserError
 from cft_ray.execute.context import local_checkpoint
 from cft_ray.plan.digest import Digests
@@ -193,14 +194,14 @@ def test_a_removal_spares_what_was_published_since_the_look(storage, monkeypatch
     store, other, looks = ArtifactStore(storage), ArtifactStore(storage), itertools.count(1)
     publish(store)
 
-    def differs(manifest: Manifest) -> str:
+    def differs(storage: Storage, manifest: Manifest) -> str:
         if next(looks) == 2:
             other.remove(*NAME)
             publish(other, attempt=2)
         return "weights is missing"
 
-    monkeypatch.setattr(store, "_difference", differs)
-    with pytest.raises(CorruptArtifact):
+    with monkeypatch.context() as patch, pytest.raises(CorruptArtifact):
+        patch.setattr(sound, "difference", differs)
         store.verify(*NAME)
     assert other.verify(*NAME).attempt == 2 and (other.fetch(*NAME) / "model" / "weights").stat().st_size == 10_000
 

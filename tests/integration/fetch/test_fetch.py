@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import zipfile
 from functools import partial
 from hashlib import md5, sha256
@@ -213,7 +214,7 @@ def test_an_interrupted_download_is_continued(hub, fetch, tmp_path):
     model = hub.repositories["model", "tiny/planted"]
     size = len(model.branches["main"]["model.safetensors"])
     model.broken["model.safetensors"] = size // 2
-    broken = fetch(grid_of(tmp_path))
+    broken = fetch(grid_of(tmp_path), CFT_RAY_STORAGE_PATIENCE="0")
     refused_once(broken, tmp_path, "tiny/planted")
     assert not [path for path in (tmp_path / "copy" / "models").rglob("*") if path.is_file()]
     model.broken.clear()
@@ -227,6 +228,34 @@ def test_an_interrupted_download_is_continued(hub, fetch, tmp_path):
     hub.asked.clear()
     assert fetch(grid_of(tmp_path)).returncode == 0 and (folder / "config.json").exists()
     assert downloaded(hub) == ["config.json"]
+
+
+def test_a_hub_that_is_away_for_a_while_and_cuts_is_waited_for(hub, fetch, tmp_path):
+    model, begun = hub.repositories["model", "tiny/planted"], []
+    model.broken["model.safetensors"] = len(model.branches["main"]["model.safetensors"]) // 3
+    model.mends = True
+
+    def away(path: str) -> tuple[int, dict[str, str]] | None:
+        """Too much is asked of it at first; then it is down."""
+        begun.append(time.monotonic())
+        passed = time.monotonic() - begun[0]
+        return (429, {"Retry-After": "2"}) if passed < 1 else (503, {}) if passed < 5 else None
+
+    hub.refusing = away
+    done = fetch(grid_of(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert begun[1] - begun[0] >= 2, "it asked for that"
+    assert f"the hub {hub.url} does not answer (HTTP 503)" in done.stderr, done.stderr
+    assert not model.broken and downloaded(hub, "tiny/planted").count("model.safetensors") > 1
+    found = manifests(tmp_path / "copy")["tiny/planted"]
+    for file in found["files"]:
+        data = next((tmp_path / "copy" / "models" / "tiny--planted").glob(f"*/model/{file['path']}")).read_bytes()
+        assert data == model.branches["main"][file["source"]] and sha256(data).hexdigest() == file["sha256"]
+
+
+def test_a_hub_that_stays_away_is_said_once(hub, fetch, tmp_path):
+    hub.refusing = lambda path: (503, {"X-Error-Message": f"https://signed.example/x?Signature={TOKEN}"})
+    refused_once(fetch(grid_of(tmp_path), CFT_RAY_STORAGE_PATIENCE="1"), tmp_path, "HTTP 503", "network")
 
 
 def refused_once(done: subprocess.CompletedProcess[str], folder: Path, *words: str) -> None:
@@ -254,7 +283,7 @@ def test_what_the_hub_refuses(hub, fetch, tmp_path):
     refused_once(fetch(grid_of(tmp_path), *revision), tmp_path, "tiny/planted@nowhere")
     refused_once(fetch(grid_of(tmp_path), "--set", "models.tiny.base.hub=tiny/absent"), tmp_path, "tiny/absent")
     refused_once(fetch(grid_of(tmp_path), HF_HUB_OFFLINE="1"), tmp_path, "HF_HUB_OFFLINE")
-    refused_once(fetch(grid_of(tmp_path), HF_ENDPOINT="http://127.0.0.1:9"), tmp_path, "network")
+    refused_once(fetch(grid_of(tmp_path), HF_ENDPOINT="http://127.0.0.1:9", CFT_RAY_STORAGE_PATIENCE="0"), tmp_path, "network")
     (tmp_path / "file").write_text("")
     refused_once(fetch(grid_of(tmp_path), "--to", str(tmp_path / "file" / "below")), tmp_path, "storage")
 

@@ -9,9 +9,10 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet as pq
 
-from cft_ray.artifacts import store as store_module
+from cft_ray.artifacts import sound
 from cft_ray.artifacts.manifest import MANIFEST, BadManifest, decode
-from cft_ray.artifacts.store import ArtifactStore, CorruptArtifact, MissingArtifact
+from cft_ray.artifacts.sound import CorruptArtifact, MissingArtifact
+from cft_ray.artifacts.store import ArtifactStore
 from cft_ray.errors import UserError
 from cft_ray.plan.specs import DatasetSpec
 from cft_ray.plan.stage import Stage
@@ -23,7 +24,8 @@ NAME = (STAGE.kind, STAGE.fingerprint)
 
 
 @pytest.fixture
-def store(tmp_path) -> ArtifactStore:
+def store(tmp_path, monkeypatch) -> ArtifactStore:
+    monkeypatch.setenv("CFT_RAY_CACHE", str(tmp_path / "cache"))
     return ArtifactStore(Storage(tmp_path / "storage"))
 
 
@@ -93,8 +95,8 @@ def test_files_without_a_manifest_are_absent_and_another_s(store):
 
 def test_a_second_look_saves_what_was_read_badly_once(store, monkeypatch):
     made = publish(store)
-    real, bad = store_module.file_digest, ["0" * 64]
-    monkeypatch.setattr(store_module, "file_digest", lambda path: bad.pop() if bad else real(path))
+    real, bad = sound.file_digest, ["0" * 64]
+    monkeypatch.setattr(sound, "file_digest", lambda path: bad.pop() if bad else real(path))
     assert store.verify(*NAME) == made and store.exists(*NAME) and not bad
 
 
@@ -105,8 +107,9 @@ def test_publishers_at_once_agree_on_one(store):
     def one(number):
         folder = store.stage_folder(*NAME, number)
         (folder / "data.txt").write_text(f"{number}")
-        together.wait()
-        return store.publish(store.finished(STAGE, folder, outputs={"by": number}, attempt=number, seconds=1.0, versions={}))
+        made = store.finished(STAGE, folder, outputs={"by": number}, attempt=number, seconds=1.0, versions={})
+        together.wait()  # whoever publishes removes what earlier attempts have not finished
+        return store.publish(made)
 
     with ThreadPoolExecutor(6) as pool:
         made = list(pool.map(one, range(1, 7)))
@@ -120,16 +123,16 @@ def test_a_judgement_does_not_remove_what_was_made_since(store, monkeypatch):
     """One process finds damage; before it acts, another has removed the artifact and made it anew."""
     publish(store, "damaged")
     (store.fetch(*NAME) / "deep" / "data.txt").write_text("DAMAGED")
-    real = store._difference
+    real = sound.difference
 
-    def slow(manifest):
-        found = real(manifest)
+    def slow(storage, manifest):
+        found = real(storage, manifest)
         if manifest.attempt == 1 and store.manifest(*NAME).attempt == 1:
             store.remove(*NAME)
             publish(store, "sound", attempt=2)
         return found
 
-    monkeypatch.setattr(store, "_difference", slow)
+    monkeypatch.setattr(sound, "difference", slow)
     assert store.verify(*NAME).attempt == 2
     assert (store.fetch(*NAME) / "deep" / "data.txt").read_text() == "sound"
 
@@ -269,14 +272,34 @@ def test_a_removal_spares_what_was_published_since_the_look(tmp_path, monkeypatc
     store, other, looks = ArtifactStore(Storage(tmp_path)), ArtifactStore(Storage(tmp_path)), []
     publish(store)
 
-    def differs(manifest: object) -> str:
+    def differs(storage: object, manifest: object) -> str:
         looks.append(manifest)
         if len(looks) == 2:
             other.remove(*NAME)
             publish(other, attempt=2)
         return "a file is missing"
 
-    monkeypatch.setattr(store, "_difference", differs)
-    with pytest.raises(CorruptArtifact):
+    with monkeypatch.context() as patch, pytest.raises(CorruptArtifact):
+        patch.setattr(sound, "difference", differs)
         store.verify(*NAME)
     assert other.verify(*NAME).attempt == 2
+
+
+def test_only_an_artifacts_tables_are_fetched_for_its_rows(bucket, tmp_path, monkeypatch):
+    """Weights lie beside them."""
+    monkeypatch.setenv("CFT_RAY_CACHE", str(tmp_path / "cache"))
+    store = ArtifactStore(Storage("s3://bucket/runs"))
+    folder = store.stage_folder(*NAME, 1)
+    (folder / "tables").mkdir()
+    pq.write_table(pa.table({"step": [1, 2]}), folder / "tables" / "steps.parquet")
+    (folder / "model").mkdir()
+    (folder / "model" / "weights").write_bytes(b"w" * 1000)
+    made = store.publish(store.finished(STAGE, folder, outputs={}, attempt=1, seconds=1.0, versions={}))
+    key = f"runs/artifacts/{NAME[0]}/{NAME[1]}/{made.folder}/model/weights"
+    bucket.delete(key)  # whoever fetched it would fail
+    found = store.fetch_tables(made)
+    assert list(found) == ["steps"] and pq.read_table(found["steps"])["step"].to_pylist() == [1, 2]
+    assert store.fetch_tables(made) == found
+    bucket.put(f"runs/artifacts/{NAME[0]}/{NAME[1]}/{made.folder}/tables/steps.parquet", b"damaged")
+    with pytest.raises(CorruptArtifact, match=r"tables/steps\.parquet has another"):
+        ArtifactStore(Storage("s3://bucket/runs")).fetch_tables(made.model_copy(update={"label": "not kept here yet"}))

@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pyarrow import fs
+from obstore.store import MemoryStore
 
-from cft_ray.data import paths
-from cft_ray.data.paths import from_wildcard, is_uri, matching, named, open_location, wildcard
+from cft_ray.data.paths import from_wildcard, matching, named, wildcard
 from cft_ray.errors import UserError
 from cft_ray.plan.digest import Digests
+from cft_ray.storage.files import open_file
+from cft_ray.storage.location import is_uri, local_path
 
 NAMES = (
     *("run [v2]/a.jsonl", "run [v2]/b.jsonl", "run 2/a.jsonl"),
@@ -50,37 +51,28 @@ def test_local_patterns(folder: Path, pattern: str, wanted: list[str]) -> None:
     assert [os.path.relpath(file.path, folder) for file in found] == wanted
     assert [file.size for file in found] == [len(name) for name in wanted]
     assert [file.path for file in matching(f"file://{folder}/{pattern}")] == [file.path for file in found]
-    assert [Path(open_location(file.location)[1]).read_text() for file in found] == wanted
+    assert [Path(file.location).read_text() for file in found] == wanted
 
 
 @pytest.mark.parametrize(("pattern", "wanted"), CASES)
-def test_patterns_of_an_object_store_are_the_same(
-    folder: Path, pattern: str, wanted: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As of a bucket, from a file system of pyarrow's that has these folders in it."""
-    bucket = fs.SubTreeFileSystem(str(folder.parent), fs.LocalFileSystem())
-    monkeypatch.setattr(paths, "open_location", lambda location: (bucket, location.removeprefix("s3://")))
-    found = matching(f"s3://{folder.name}/{pattern}")
-    assert [os.path.relpath(file.path, folder.name) for file in found] == wanted
-    assert all(is_uri(file.location) for file in found)
+def test_patterns_of_an_object_store_are_the_same(bucket: MemoryStore, pattern: str, wanted: list[str]) -> None:
+    for name in (*NAMES, "folder.jsonl/x"):
+        bucket.put(f"data/{name}", name.encode())
+    found = matching(f"s3://bucket/data/{pattern}")
+    assert [file.path for file in found] == [f"data/{name}" for name in wanted]
+    assert [file.size for file in found] == [len(name) for name in wanted]
+    for file in found:
+        with open_file(file.location) as opened:
+            assert opened.read().decode() == file.path.removeprefix("data/")
 
 
-@pytest.mark.parametrize(
-    ("uri", "path"),
-    [
-        ("mock:///run [v2]/a b.jsonl", "run [v2]/a b.jsonl"),
-        ("mock:///a%20b/*.jsonl", "a b/*.jsonl"),
-        ("mock:///what?.jsonl", "what?.jsonl"),
-        ("mock:///Grüße#1.jsonl", "Grüße#1.jsonl"),
-    ],
-)
-def test_what_a_uri_cannot_hold_may_be_in_a_name(uri: str, path: str) -> None:
-    assert open_location(uri)[1] == path
-
-
-def test_options_of_a_uri_are_no_part_of_its_name() -> None:
-    filesystem, path = open_location("s3://bucket/data/x.jsonl?region=eu-north-1")
-    assert (path, filesystem.region) == ("bucket/data/x.jsonl", "eu-north-1")  # pyright: ignore[reportAttributeAccessIssue]
+def test_an_object_is_called_what_it_is_called(bucket: MemoryStore) -> None:
+    """Nothing of an address is quoted, and nothing of it is an option."""
+    for name in ("run [v2]/a b.jsonl", "a%20b.jsonl", "what?.jsonl", "Grüße#1.jsonl"):
+        bucket.put(name, b"x")
+        assert [file.path for file in matching(f"s3://bucket/{name}")] == [name]
+    with pytest.raises(UserError, match="options"):
+        matching("s3://bucket/data/x.jsonl?region=eu-north-1")
 
 
 @settings(deadline=None)
@@ -116,26 +108,27 @@ def test_a_name_that_is_no_utf_8_is_refused(tmp_path: Path) -> None:
     assert "\\udcff" in str(raised.value.where)
 
 
-def test_a_found_file_has_its_size_and_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_found_file_has_its_size_and_time(folder: Path, bucket: MemoryStore) -> None:
     (here,) = matching(f"{folder}/whats.jsonl")
     status = (folder / "whats.jsonl").stat()
-    assert (here.size, here.changed, here.filesystem) == (status.st_size, status.st_mtime_ns, None)
-    bucket = fs.SubTreeFileSystem(str(folder), fs.LocalFileSystem())
-    monkeypatch.setattr(paths, "open_location", lambda location: (bucket, location.removeprefix("s3://b/").partition("?r=")[0]))
-    (there,) = matching("s3://b/whats.json*?r=x")
-    assert (there.size, there.changed, there.path) == (status.st_size, status.st_mtime_ns, "whats.jsonl")
-    assert there.filesystem is bucket and there.location == "s3://whats.jsonl?r=x"
+    assert (here.size, here.changed) == (status.st_size, status.st_mtime_ns)
+    bucket.put("whats.jsonl", b"12345")
+    changed = int(bucket.head("whats.jsonl")["last_modified"].timestamp() * 1e9)
+    for pattern in ("s3://bucket/whats.jsonl", "s3://bucket/whats*"):
+        (there,) = matching(pattern)
+        assert (there.path, there.location) == ("whats.jsonl", "s3://bucket/whats.jsonl")
+        assert (there.size, there.changed) == (5, changed)
 
 
 def test_paths_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert paths.local_path("a/b") == paths.local_path(f"file://{tmp_path}/a/b") == tmp_path / "a" / "b"
-    assert paths.local_path("~/x") == tmp_path / "home" / "x"
+    assert local_path("a/b") == local_path(f"file://{tmp_path}/a/b") == tmp_path / "a" / "b"
+    assert local_path("~/x") == tmp_path / "home" / "x"
     assert [is_uri(path) for path in ("s3://b/x", "file:///x", "/x", "x")] == [True, False, False, False]
 
 
 def test_addresses_that_cannot_be_understood() -> None:
-    with pytest.raises(UserError, match="cannot be opened") as raised:
-        open_location("nowhere://b/x")
+    with pytest.raises(UserError, match="unknown scheme") as raised:
+        matching("nowhere://b/x")
     assert raised.value.where == "nowhere://b/x"

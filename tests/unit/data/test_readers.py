@@ -371,7 +371,7 @@ class TestFormats:
         for name in ("a.JSONL", "b.ndjson"):
             assert read(save(tmp_path / name, LINE)) == [{"question": "q", "answer": "a"}]
         assert read(save(tmp_path / "c.JSONL.GZ", gzip.compress(LINE.encode())))
-        assert ending("s3://b/x.csv.zst?region=a.b/c") == ".csv" and ending("what?.jsonl") == ".jsonl"
+        assert ending("s3://bucket/x.csv.zst") == ".csv" and ending("what?.jsonl") == ".jsonl"
 
     def test_json_that_is_one_array_or_an_object_a_line(self, tmp_path):
         row = {"question": "q", "answer": "a"}

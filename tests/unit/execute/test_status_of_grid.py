@@ -12,7 +12,8 @@ import pytest
 from rich.console import Console
 
 from cft_ray.artifacts.lease import Observer
-from cft_ray.artifacts.store import ArtifactStore, CorruptArtifact
+from cft_ray.artifacts.sound import CorruptArtifact
+from cft_ray.artifacts.store import ArtifactStore
 from cft_ray.data.accounts import RowAccount
 from cft_ray.errors import UserError
 from cft_ray.execute import tables

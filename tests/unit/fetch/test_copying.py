@@ -1,6 +1,5 @@
 """What a copy of the hub holds, against a hub on loopback that the client in this process asks."""
 
-import errno
 import io
 import json
 from dataclasses import replace
@@ -10,13 +9,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import datasets.config
-import httpx
 import huggingface_hub.constants as constants
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hubserver import LARGE, Hub, serve
-from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 
 from cft_ray.artifacts.fetched import Fetched, Part
 from cft_ray.errors import UserError
@@ -25,7 +22,7 @@ from cft_ray.fetch import grid as whole
 from cft_ray.fetch import hub as asked_of
 from cft_ray.fetch import punkt
 from cft_ray.fetch.copy import copy
-from cft_ray.fetch.hub import asking, listing
+from cft_ray.fetch.hub import listing
 from cft_ray.grid.schema import load_grid
 
 MODEL = Part("tiny/model", "model")
@@ -175,37 +172,6 @@ def test_a_gated_repository_asks_for_a_token(hub):
     with pytest.raises(UserError) as raised:
         copy(MODEL, Fetched("/tmp/never-written"))
     assert "HF_TOKEN" in str(raised.value.fix)
-
-
-def answered(status: int) -> Exception:
-    from huggingface_hub.errors import HfHubHTTPError
-
-    return HfHubHTTPError("secret url", response=httpx.Response(status, request=httpx.Request("GET", "http://x")))
-
-
-@pytest.mark.parametrize(
-    ("error", "what"),
-    [
-        (answered(401), "refuses access (HTTP 401)"),
-        (answered(403), "refuses access (HTTP 403)"),
-        (answered(404), "answers with HTTP 404"),
-        (answered(500), "answers with HTTP 500"),
-        (OfflineModeIsEnabled("x"), "HF_HUB_OFFLINE"),
-        (HFValidationError("x"), "no repository's name"),
-        (httpx.ConnectError("secret"), "the connection broke (ConnectError)"),
-        (ConnectionResetError("secret"), "the connection broke (ConnectionResetError)"),
-        (OSError(errno.ENOSPC, "No space left"), "cannot be fetched (OSError: No space left)"),
-        (OSError("x"), "cannot be fetched (OSError)"),
-        (UserError("mine", where="w"), "mine"),
-    ],
-)
-def test_refusals_are_put_into_words_without_urls(error, what):
-    with pytest.raises(UserError) as raised, asking("it"):
-        raise error
-    assert what in raised.value.what and "secret" not in str(raised.value)
-    assert raised.value.where == ("w" if what == "mine" else "it")
-    with pytest.raises(ZeroDivisionError), asking("it"):
-        raise ZeroDivisionError
 
 
 def test_a_split_is_the_files_that_datasets_would_read(hub, monkeypatch):

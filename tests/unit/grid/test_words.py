@@ -99,11 +99,10 @@ def test_a_misspelt_uri_is_mended(text, remedy):
     assert fix(words.PlaceName, text) == (remedy or "a folder or file, s3://BUCKET/… or gs://BUCKET/…")
 
 
-def test_a_storage_takes_no_options_and_a_folder_may_have_a_question_mark():
-    assert taken(words.StorageUri, "runs/what?") and taken(words.StorageUri, "s3://bucket/x")
-    assert not taken(words.StorageUri, "s3://bucket/x?region=y") and not taken(words.StorageUri, "s3://bucket?a")
-    # What is read, not written, may say how it is reached.
-    assert taken(words.PlaceName, "s3://bucket/x?region=y")
+def test_a_place_takes_no_options_and_a_name_may_have_a_question_mark():
+    assert taken(words.PlaceName, "runs/what?") and taken(words.PlaceName, "s3://bucket/what?.jsonl")
+    for text in ("s3://bucket/x?region=y", "s3://bucket?a", "s3://bucket/x?"):
+        assert not taken(words.PlaceName, text)
 
 
 @pytest.mark.parametrize(("seed", "fits"), [(0, True), (2**32 - 1, True), (2**32, False), (-1, False)])

@@ -4,12 +4,11 @@ import os
 from hashlib import sha256
 
 import pytest
-from pyarrow import fs
 
-from cft_ray.data.paths import Found
 from cft_ray.errors import UserError
-from cft_ray.plan import digest
 from cft_ray.plan.digest import Digests
+from cft_ray.storage import files
+from cft_ray.storage.files import Found
 
 
 def digest_of(folder, cache, pattern="{language}.jsonl", languages=("de", "es")):
@@ -71,17 +70,16 @@ def test_model_folder(tmp_path):
     assert Digests(tmp_path / "c").folder(str(model), where="here") != first
 
 
-def test_a_model_in_a_bucket_is_known_as_its_copy_on_this_machine(tmp_path, monkeypatch):
-    """Arrow's own listing and streams, of a file system that stands behind an address."""
+def test_a_model_in_a_bucket_is_known_as_its_copy_on_this_machine(tmp_path, bucket):
     local = tmp_path / "model"
     (local / "sub").mkdir(parents=True)
     for name in ("config.json", "sub/b", "a"):
         (local / name).write_text(name)
-    monkeypatch.setattr(digest, "open_location", lambda uri: (fs.LocalFileSystem(), uri.replace("s3://bucket", str(tmp_path))))
-    here, there = (Digests(tmp_path / "c").folder(place, where="here") for place in (str(local), "s3://bucket/model"))
+        bucket.put(f"models/{name}", name.encode())
+    here, there = (Digests(tmp_path / "c").folder(place, where="here") for place in (str(local), "s3://bucket/models"))
     assert here == there
-    (local / "sub" / "b").write_text("other")
-    assert Digests(tmp_path / "c").folder("s3://bucket/model", where="here") != there
+    bucket.put("models/sub/b", b"other")
+    assert Digests(tmp_path / "c").folder("s3://bucket/models", where="here") != there
     with pytest.raises(UserError, match="does not exist, or is empty"):
         Digests(tmp_path / "c").folder("s3://bucket/absent", where="here")
 
@@ -132,7 +130,7 @@ def test_a_file_of_unknown_time_is_read_each_time(tmp_path):
     found = []
     for text in ("1", "2"):
         file.write_text(text)
-        found.append(digests._file(Found(None, str(file), str(file), 1, 0), "here"))
+        found.append(digests._file(Found(str(file), str(file), 1, 0), "here"))
     assert found == [sha256(text.encode()).hexdigest() for text in ("1", "2")]
 
 
@@ -140,7 +138,7 @@ def test_a_file_that_may_not_be_read_is_the_users_to_mend(folder, tmp_path, monk
     def refuse(*_):
         raise PermissionError("not yours")
 
-    monkeypatch.setattr(digest, "_sha256", refuse)
+    monkeypatch.setattr(files, "digest", refuse)
     with pytest.raises(UserError, match="not yours") as raised:
         digest_of(folder, tmp_path / "cache")
     assert raised.value.where == "here" and "de.jsonl" in raised.value.what

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cft_ray.errors import UserError
-from cft_ray.storage.location import understood
+from cft_ray.storage.location import WANTED, understood
 from cft_ray.storage.root import Storage
 
 
@@ -45,24 +45,27 @@ def test_a_relative_folder_is_below_the_working_directory_and_home_is_home(tmp_p
 @pytest.mark.parametrize(
     ("text", "what", "fix"),
     [
-        ("", "the storage is empty", "use a folder, s3://BUCKET/… or gs://BUCKET/…"),
+        ("", "the place is empty", WANTED),
         ("s3:/bucket/x", "`s3:` begins neither", "s3://bucket/x"),
         ("GS:bucket", "`GS:` begins neither", "gs://bucket"),
-        ("file:/x", "`file:` begins neither", "use a folder, s3://BUCKET/… or gs://BUCKET/…"),
-        ("hdfs:x", "`hdfs:` begins neither", "use a folder, s3://BUCKET/… or gs://BUCKET/…"),
-        ("other:/x", "`other:` begins neither", "use a folder, s3://BUCKET/… or gs://BUCKET/…"),
-        ("ftp://x/y", "unknown storage scheme 'ftp'", "use a folder, s3://BUCKET/… or gs://BUCKET/…"),
-        ("s3://me@bucket/x", "the storage URI carries credentials", None),
-        ("s3://bucket/x?a=b", "options in a storage URI", None),
-        ("file://machine/x", "a file URI names no machine", "file:///folder, or the folder alone"),
-        ("s3:///x", "the storage names no bucket", None),
+        ("file:/x", "`file:` begins neither", WANTED),
+        ("hdfs:x", "`hdfs:` begins neither", WANTED),
+        ("other:/x", "`other:` begins neither", WANTED),
+        ("ftp://x/y", "unknown scheme 'ftp'", WANTED),
+        ("s3://me@bucket/x", "the URI carries credentials", None),
+        ("s3://bucket/x?a=b", "options in a URI", None),
+        ("s3://a/x", "'a' cannot be a bucket's name", None),
+        ("/a\nb", "control characters", WANTED),
+        ("file://", "no file's URI", None),
+        ("file://machine/x", "no file's URI", "file:///FOLDER, or the folder itself"),
+        ("s3:///x", "names no bucket", None),
         ("s3://bucket//x", "has an empty part", "write each `/` once"),
         ("s3://bucket/x//", "has an empty part", "write each `/` once"),
         ("s3://bucket/./x", "has a part `.` or `..`", None),
         ("s3://bucket/x/..", "has a part `.` or `..`", None),
-        ("s3://bucket/a\x1fb", "has a control character", None),
-        ("s3://bucket/a\x7fb", "has a control character", None),
-        ("~no_such_user_here/x", "the storage cannot be opened", "check the path"),
+        ("s3://bucket/a\x1fb", "control characters", None),
+        ("s3://bucket/a\x7fb", "control characters", None),
+        ("~no_such_user_here/x", "there is no user 'no_such_user_here'", "a path without `~`, or `./~…`"),
     ],
     ids=ascii,
 )
