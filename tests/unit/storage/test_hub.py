@@ -21,8 +21,9 @@ from cft_ray.storage.errors import Unavailable
 from cft_ray.storage.hub import from_hub, transient
 
 
-def answered(status: int, sort: type[HfHubHTTPError] = HfHubHTTPError, **headers: str) -> HfHubHTTPError:
+def answered(status: int, sort: type[HfHubHTTPError] = HfHubHTTPError, after: str | None = None) -> HfHubHTTPError:
     request = httpx.Request("GET", "http://x/secret?Signature=secret")
+    headers = {} if after is None else {"Retry-After": after}
     return sort("secret url", response=httpx.Response(status, request=request, headers=headers))
 
 
@@ -114,20 +115,20 @@ def test_the_hub_is_asked_again_and_says_how_long_to_wait(clock, monkeypatch):
     assert from_hub("it", failing(answered(503), answered(500))) == "there"
     assert clock.pauses == [0.2, 0.4]
     clock.pauses.clear()
-    assert from_hub("it", failing(answered(429, **{"Retry-After": "40"}), answered(503))) == "there"
+    assert from_hub("it", failing(answered(429, after="40"), answered(503))) == "there"
     assert clock.pauses == [40.2, 0.4]
     clock.pauses.clear()
     monkeypatch.setattr(hub, "time", lambda: 1000.0)
-    assert from_hub("it", failing(answered(503, **{"Retry-After": formatdate(1030.0)}))) == "there"
+    assert from_hub("it", failing(answered(503, after=formatdate(1030.0)))) == "there"
     assert clock.pauses == [pytest.approx(30.2)]
     clock.pauses.clear()
-    assert from_hub("it", failing(answered(503, **{"Retry-After": "soon"}))) == "there"
+    assert from_hub("it", failing(answered(503, after="soon"))) == "there"
     assert clock.pauses == [0.2]
 
 
 def test_who_asks_for_more_patience_than_there_is_is_not_waited_for(clock):
     with pytest.raises(Unavailable, match="429"):
-        from_hub("it", failing(answered(429, **{"Retry-After": "3600"})), seconds=600)
+        from_hub("it", failing(answered(429, after="3600")), seconds=600)
     assert clock.now == 0
 
 
@@ -138,7 +139,7 @@ def test_a_command_waits_for_a_hub_that_asks_it_to(clock, monkeypatch):
     with pytest.raises(Unavailable):
         from_hub("it", failing(*[httpx.ConnectError("x")] * 1000))
     assert clock.now == pytest.approx(retry.FIRST_LOOK)
-    assert from_hub("it", failing(answered(429, **{"Retry-After": "60"}))) == "there"
+    assert from_hub("it", failing(answered(429, after="60"))) == "there"
 
 
 def test_waiting_is_told_without_what_may_be_secret(clock, monkeypatch):
