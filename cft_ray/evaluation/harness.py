@@ -167,7 +167,7 @@ def _load(spec: EvaluateSpec, items: Path | None, files: Files | None) -> Any:
                     fix=f"give their files: --set evaluation.data.{spec.benchmark}=…; or access to the hub, or its cache",
                 ) from error
 
-        return from_hub(f"benchmark {spec.benchmark}", load)
+        return from_hub(f"benchmark {spec.benchmark}", load, instead=f"evaluation.data.{spec.benchmark}")
 
 
 def _process_once(task: Task) -> None:

@@ -16,6 +16,7 @@ from cft_ray.storage.errors import Unavailable
 from cft_ray.storage.retry import patiently
 
 T = TypeVar("T")
+COPY = "`fetched`, `path` or `files`"
 _AGAIN = "check the network, and run the command again: what is there is kept"
 _PASSES = (408, 425, 429)
 """with 5xx, the answers that pass by themselves"""
@@ -27,12 +28,13 @@ def endpoint() -> str:
     return os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
 
 
-def from_hub(what: str, call: Callable[[], T], *, seconds: float | None = None) -> T:
+def from_hub(what: str, call: Callable[[], T], *, instead: str = COPY, seconds: float | None = None) -> T:
     """What a call of the hub's client returns, once it does.
 
     Args:
         what: is asked for: a repository, or a part of one; for messages.
         call: asks; asking again must be harmless.
+        instead: where a grid may name a copy, for messages.
         seconds: how long at most; None: as `cft_ray.storage.retry.patience`.
 
     Raises:
@@ -45,7 +47,7 @@ def from_hub(what: str, call: Callable[[], T], *, seconds: float | None = None) 
     except UserError:
         raise
     except Exception as error:
-        refusal = refused(error, what)
+        refusal = refused(error, what, instead)
         if refusal is None:
             raise
         raise refusal from None
@@ -73,12 +75,13 @@ def transient(error: BaseException) -> bool:
     return any(isinstance(cause, _LOST) for cause in causes)
 
 
-def refused(error: BaseException, what: str) -> UserError | None:
+def refused(error: BaseException, what: str, instead: str = COPY) -> UserError | None:
     """An error of the hub's client in words; None: it is none.
 
     Args:
         error: what the client raised.
         what: was asked for.
+        instead: as of `from_hub`.
     """
     import httpx
     from huggingface_hub.errors import (
@@ -93,7 +96,7 @@ def refused(error: BaseException, what: str) -> UserError | None:
 
     causes = list(_causes(error))
     if any(isinstance(cause, OfflineModeIsEnabled) for cause in causes):
-        fix = "unset it for this command, or give a copy: `fetched`, `path` or `files`"
+        fix = f"unset it for this command, or give a copy: {instead}"
         return UserError("HF_HUB_OFFLINE forbids to ask the hub, and this machine's cache lacks it", where=what, fix=fix)
     sort = Unavailable if transient(error) else UserError
     for cause in causes:
@@ -121,7 +124,7 @@ def refused(error: BaseException, what: str) -> UserError | None:
             said = f"the hub cannot be reached, or the connection broke ({type(cause).__name__})"
             return sort(said, where=what, fix=_AGAIN)
     if isinstance(error, EntryNotFoundError):
-        fix = "look at the repository's files; where the hub cannot be reached, give a copy: `fetched`, `path` or `files`"
+        fix = f"look at the repository's files; where the hub cannot be reached, give a copy: {instead}"
         return UserError("neither the hub nor this machine's cache has it", where=what, fix=fix)
     if isinstance(error, OSError):
         if sort is Unavailable:

@@ -91,7 +91,11 @@ def _from_hub(name: str, revision: str | None) -> str:
     declared = BENCHMARKS["alpaca_eval"].items
     assert declared is not None
     where = f"benchmark alpaca_eval, {declared.hub}/{name}@{revision or 'main'}"
-    return from_hub(where, lambda: hf_hub_download(declared.hub, name, repo_type="dataset", revision=revision))
+    return from_hub(
+        where,
+        lambda: hf_hub_download(declared.hub, name, repo_type="dataset", revision=revision),
+        instead="evaluation.data.alpaca_eval",
+    )
 
 
 def _from_hub_if_there(name: str, revision: str | None) -> str | None:
