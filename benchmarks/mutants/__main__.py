@@ -32,6 +32,10 @@ LEFT_OUT = {
     "generation": (["engine.py", "single.py", "batches.py"], "run in vLLM: tests/integration/generation and replay"),
     "models": (["architectures.py"], "the sizes of the tiny models that the table in docs/models.md is made on"),
     "report": (["figures/*.py"], "how drawings look; that the right numbers are drawn is tested by tests/unit/report"),
+    "stages": (
+        ["remote.py", "evaluate.py", "judged.py"],
+        "run in Ray or vLLM: tests/integration/evaluation, tests/integration/replay, tests/faults",
+    ),
     "training": (
         [
             *("zero.py", "engine.py", "group.py", "loop.py", "whole.py", "checkpoint.py", "probe.py", "job.py", "__main__.py"),
@@ -43,6 +47,10 @@ LEFT_OUT = {
 }
 """Room -> modules that its quick tests cannot reach, and what tests them."""
 TESTS = {
+    "artifacts": [
+        *("tests/unit/artifacts", "tests/faults/test_publishing.py", "tests/faults/test_fencing.py"),
+        "tests/integration/execute/test_object_store.py",
+    ],
     # Their other tests load engines or train.
     "evaluation": [
         "tests/unit/evaluation",
@@ -50,6 +58,11 @@ TESTS = {
         "tests/integration/evaluation/test_real_benchmarks.py",
     ],
     "generation": ["tests/unit/generation"],
+    "stages": [
+        *("tests/unit/stages", "tests/unit/metrics/test_row_accounts.py", "tests/unit/generation/test_generation_settings.py"),
+        *("tests/integration/data", "tests/integration/embedding", "tests/integration/drift", "tests/integration/activations"),
+        *("tests/integration/divergence", "tests/integration/replay_quality"),
+    ],
     "training": ["tests/unit/training"],
 }
 """Room -> its tests, where they are others than those of its folders."""
