@@ -48,7 +48,7 @@ LEFT_OUT = {
 """Room -> modules that its quick tests cannot reach, and what tests them."""
 TESTS = {
     "artifacts": [
-        *("tests/unit/artifacts", "tests/faults/test_publishing.py", "tests/faults/test_fencing.py"),
+        *("tests/unit/artifacts", "tests/faults/test_publishing.py"),
         "tests/integration/execute/test_object_store.py",
     ],
     # Their other tests load engines or train.
