@@ -24,5 +24,11 @@ def test_a_sample_takes_the_same_sentences_of_each_language(seed, count):
     assert len(numbers["en"]) == min(count, 20)
 
 
+def test_of_three_languages_each_gives_its_own_part():
+    rows = [*ROWS.to_pylist(), *({"id": f"fr{n}", "language": "fr", "instruction": "x"} for n in range(3))]
+    languages = sample(table(rows), ActivationSettings(sample=2))["language"].to_pylist()
+    assert sorted(languages) == ["de", "de", "en", "en", "fr", "fr"]
+
+
 def test_all_rows_without_a_sample():
     assert sample(ROWS, ActivationSettings()) is ROWS
