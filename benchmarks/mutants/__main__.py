@@ -2,7 +2,8 @@
 
 Writes ``reports/benchmarks/mutants.json``, of which it renews the room's part. A change that nobody can notice, because it
 changes no result, stands in ``equivalent.yaml`` with the reason. The tests of a room are those of ``tests/unit/ROOM`` and
-``tests/integration/ROOM`` that start no Ray, or those named in ``TESTS``.
+``tests/integration/ROOM`` that start no Ray, or those named in ``TESTS``. After tests were added, ``--again`` tries only what
+the last trial of the room had not noticed; the room's code must be the same.
 
 Run it from the checkout with ``PYTHONPATH=benchmarks python -m mutants ROOM``.
 """
@@ -78,25 +79,58 @@ def main() -> None:
     parser.add_argument("--seed", type=int, nargs="+", default=[0], help="which changes are drawn, several in turn (default 0)")
     parser.add_argument("--tests", nargs="+", help="folders of tests, where the room's own are not meant")
     parser.add_argument("--modules", default="*.py", help="only modules of this name, e.g. 'stor*.py'")
+    parser.add_argument("--again", action="store_true", help="only the recorded trial's survivors, on its size and seeds")
     options = parser.parse_args()
+    before = _rooms().get(options.room) if options.again else None
+    if options.again and (before is None or "size" not in before):
+        parser.error(f"there is no trial of {options.room} to repeat")
     begun = time.monotonic()
     with copy_of(ROOT) as tree:
         folders = [f"tests/unit/{options.room}", f"tests/integration/{options.room}"]
         tests = options.tests or TESTS.get(options.room) or [folder for folder in folders if (tree / folder).is_dir()]
         ends = begun + 60 * options.minutes
-        found = trial(tree, options.room, tests, options.modules, options.size, options.seed, ends)
-    found |= {"commit": commit(), "seeds": options.seed, "tests": tests, "seconds": round(time.monotonic() - begun)}
+        size, seeds = (before["size"], before["seeds"]) if before else (options.size, options.seed)
+        found = trial(tree, options.room, tests, options.modules, size, seeds, ends, before)
+    found |= {"commit": commit(), "size": size, "seeds": seeds, "tests": tests, "seconds": round(time.monotonic() - begun)}
+    if before:
+        found |= {"whole_trial": before.get("whole_trial", before["commit"]), "seconds": before["seconds"] + found["seconds"]}
     rooms = _rooms() | {options.room: found}
     record("mutants", "make mutants ROOM=" + options.room, {"rooms": dict(sorted(rooms.items()))})
     share = found["share_noticed"]
     print(f"{options.room}: {found['noticed']} of {found['tried']} noticed ({share:.0%}), in {found['seconds']} s")
 
 
-def trial(tree: Path, room: str, tests: list[str], modules: str, size: int, seeds: list[int], ends: float) -> dict[str, Any]:
-    """Try a sample of a room's changes until the time is up; what was noticed and what was not, as it is kept."""
+def trial(
+    tree: Path,
+    room: str,
+    tests: list[str],
+    modules: str,
+    size: int,
+    seeds: list[int],
+    ends: float,
+    before: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Try a sample of a room's changes until the time is up; what was noticed and what was not, as it is kept.
+
+    Args:
+        tree: copy of the checkout.
+        room: folder of the package.
+        tests: files and folders.
+        modules: only those of this name.
+        size: changes drawn with each seed.
+        seeds: of the draws.
+        ends: time of `time.monotonic` after which no change is begun.
+        before: what an earlier trial of the same changes gave; what was noticed then is not tried again.
+    """
     package = tree / "cft_ray" / room
     left_out, reason = LEFT_OUT.get(room, ([], ""))
     drawn = list(dict.fromkeys(change for seed in seeds for change in sample(package, modules, left_out, tree, size, seed)))
+    left = None
+    if before is not None:
+        drawn, ends = drawn[: before["drawn"]], float("inf")
+        left = {(each["file"], each["line"], each["change"]) for each in before["survivors"]}
+        if not left <= {(change.path, *_shown(tree, change)) for change in drawn}:
+            raise SystemExit(f"the code of {room} has changed since its trial: begin a new one, without --again")
     known = baseline(tree, package, tests)
     for test in known.broken:
         print(f"left out, since it fails without a change: {test}")
@@ -112,12 +146,14 @@ def trial(tree: Path, room: str, tests: list[str], modules: str, size: int, seed
             break
         done = number
         began = time.monotonic()
-        before, after = _shown(tree, change)
-        where = {"file": change.path, "line": before, "change": after}
-        known_reason = reasons.get((change.path, before, after))
+        line, after = _shown(tree, change)
+        where = {"file": change.path, "line": line, "change": after}
+        known_reason = reasons.get((change.path, line, after))
         if known_reason:
             equivalent.append({**where, "reason": known_reason})
             said = "equivalent"
+        elif left is not None and (change.path, line, after) not in left:
+            continue
         else:
             by = noticed(tree, tests, change, known, session)
             said = by or "NOT NOTICED"

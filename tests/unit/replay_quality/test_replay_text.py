@@ -45,3 +45,8 @@ def test_self_bleu_takes_as_many_answers_whatever_there_are() -> None:
     assert count == SELF_BLEU_ANSWERS
     assert self_bleu(answers, 1)[0] == value
     assert self_bleu(answers[:SELF_BLEU_ANSWERS], 1)[0] != value
+
+
+def test_no_answer_is_drawn_twice() -> None:
+    apart = [[f"{letter}{number}" for letter in "abcd"] for number in range(SELF_BLEU_ANSWERS + 20)]
+    assert self_bleu(apart, 0)[0] == pytest.approx(0.0, abs=0.1)  # an answer beside itself would count 1
