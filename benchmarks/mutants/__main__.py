@@ -52,12 +52,13 @@ TESTS = {
         *("tests/unit/artifacts", "tests/faults/test_publishing.py"),
         "tests/integration/execute/test_object_store.py",
     ],
-    # Their other tests load engines or train.
+    # Their other tests load engines, train, or start a process for each command.
     "evaluation": [
         "tests/unit/evaluation",
         "tests/faults/test_judging_faults.py",
         "tests/integration/evaluation/test_real_benchmarks.py",
     ],
+    "fetch": ["tests/unit/fetch"],
     "generation": ["tests/unit/generation"],
     "stages": [
         *("tests/unit/stages", "tests/unit/metrics/test_row_accounts.py", "tests/unit/generation/test_generation_settings.py"),
@@ -75,7 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m mutants", description=__doc__)
     parser.add_argument("room", help="a folder of cft_ray, e.g. metrics")
     parser.add_argument("--size", type=int, default=60, help="how many changes of a seed (default 60)")
-    parser.add_argument("--minutes", type=float, default=10, help="begin no further change after this time (default 10)")
+    parser.add_argument("--minutes", type=float, default=10, help="begin no further change after trying for so long (default 10)")
     parser.add_argument("--seed", type=int, nargs="+", default=[0], help="which changes are drawn, several in turn (default 0)")
     parser.add_argument("--tests", nargs="+", help="folders of tests, where the room's own are not meant")
     parser.add_argument("--modules", default="*.py", help="only modules of this name, e.g. 'stor*.py'")
@@ -88,16 +89,14 @@ def main() -> None:
     with copy_of(ROOT) as tree:
         folders = [f"tests/unit/{options.room}", f"tests/integration/{options.room}"]
         tests = options.tests or TESTS.get(options.room) or [folder for folder in folders if (tree / folder).is_dir()]
-        ends = begun + 60 * options.minutes
         size, seeds = (before["size"], before["seeds"]) if before else (options.size, options.seed)
-        found = trial(tree, options.room, tests, options.modules, size, seeds, ends, before)
+        found = trial(tree, options.room, tests, options.modules, size, seeds, options.minutes, before)
     found |= {"commit": commit(), "size": size, "seeds": seeds, "tests": tests, "seconds": round(time.monotonic() - begun)}
     if before:
         found |= {"whole_trial": before.get("whole_trial", before["commit"]), "seconds": before["seconds"] + found["seconds"]}
     rooms = _rooms() | {options.room: found}
     record("mutants", "make mutants ROOM=" + options.room, {"rooms": dict(sorted(rooms.items()))})
-    share = found["share_noticed"]
-    print(f"{options.room}: {found['noticed']} of {found['tried']} noticed ({share:.0%}), in {found['seconds']} s")
+    print(f"{options.room}: {found['noticed']} of {found['tried']} noticed, in {found['seconds']} s")
 
 
 def trial(
@@ -107,7 +106,7 @@ def trial(
     modules: str,
     size: int,
     seeds: list[int],
-    ends: float,
+    minutes: float,
     before: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Try a sample of a room's changes until the time is up; what was noticed and what was not, as it is kept.
@@ -119,7 +118,7 @@ def trial(
         modules: only those of this name.
         size: changes drawn with each seed.
         seeds: of the draws.
-        ends: time of `time.monotonic` after which no change is begun.
+        minutes: after which no further change is begun; the tests' first run is not counted.
         before: what an earlier trial of the same changes gave; what was noticed then is not tried again.
     """
     package = tree / "cft_ray" / room
@@ -127,7 +126,7 @@ def trial(
     drawn = list(dict.fromkeys(change for seed in seeds for change in sample(package, modules, left_out, tree, size, seed)))
     left = None
     if before is not None:
-        drawn, ends = drawn[: before["drawn"]], float("inf")
+        drawn, minutes = drawn[: before["drawn"]], float("inf")
         left = {(each["file"], each["line"], each["change"]) for each in before["survivors"]}
         if not left <= {(change.path, *_shown(tree, change)) for change in drawn}:
             raise SystemExit(f"the code of {room} has changed since its trial: begin a new one, without --again")
@@ -139,7 +138,7 @@ def trial(
     }
     session = Session(tree, tests, known)
     survivors, equivalent = [], []
-    done = 0
+    done, ends = 0, time.monotonic() + 60 * minutes
     for number, change in enumerate(drawn, 1):
         if time.monotonic() > ends:
             print(f"the time is up after {done} of {len(drawn)} changes")

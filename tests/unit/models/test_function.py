@@ -175,6 +175,29 @@ def test_what_no_way_computes_is_refused_by_name():
         )
 
 
+def test_why_the_cheapest_attention_of_a_way_was_not_taken_is_noted():
+    """Of two attentions each with a reason of its own, the first one's is said, be the way taken or not."""
+    model, rows = tiny_model("llama"), probe()
+
+    def losses(causal: Any, way: Way) -> torch.Tensor:
+        if causal.config._attn_implementation == EAGER and way.head == "own":
+            return rows.of_model(causal, way)
+        raise RuntimeError(f"not with {causal.config._attn_implementation}\nand more")
+
+    choice = choose(model, rows.rows, losses, padding="padded", attention=lambda way: (PLAIN, "sdpa", EAGER), where="m")
+    assert (choice.way, choice.attention) == (Way("padded", "own"), EAGER)
+    assert choice.notes == (
+        f"LlamaForCausalLM cannot be trained with samples padded, chunked head: not with {PLAIN}",
+        f"LlamaForCausalLM is trained with {EAGER} attention: not with {PLAIN}",
+    )
+
+
+def test_rows_to_look_at_are_of_the_vocabulary_however_small_it_is():
+    model: Any = make("llama", 0, 12)
+    assert model.get_input_embeddings().weight.shape[1] > 2 * 12
+    settle(model, "m")
+
+
 def test_a_model_whose_predictions_are_no_numbers_is_refused():
     model = tiny_model("llama")
     model.lm_head.weight.data[3] = torch.nan

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from cft_ray.errors import UserError
 from cft_ray.models import stored
-from cft_ray.models.stored import json_of, same_content, stored_tensors
+from cft_ray.models.stored import FLOAT_BYTES, json_of, same_content, stored_tensors
 
 
 def test_tensors_are_found_where_they_lie(tmp_path):
@@ -19,18 +19,21 @@ def test_tensors_are_found_where_they_lie(tmp_path):
         "b": torch.arange(6, dtype=torch.float32).view(2, 3),
         "a": torch.ones(4, dtype=torch.float16),
         "s": torch.tensor(2.5),
+        "d": torch.ones(3, dtype=torch.float64),
+        "g": torch.ones(5, dtype=torch.bfloat16),
     }
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
     found = stored_tensors(tmp_path)
-    assert {each.name for each in found} == {"a", "b", "s"} and [each.offset for each in found] == sorted(
+    assert {each.name for each in found} == set(tensors) and [each.offset for each in found] == sorted(
         each.offset for each in found
     )
     data = (tmp_path / "model.safetensors").read_bytes()
     for each in found:
-        size = {"F32": 4, "F16": 2}[each.dtype]
+        size = tensors[each.name].element_size()
         assert each.parameters == tensors[each.name].numel() and each.shape == tuple(tensors[each.name].shape)
         part = bytearray(data[each.offset : each.offset + each.parameters * size])
         assert torch.equal(torch.frombuffer(part, dtype=tensors[each.name].dtype).view(each.shape), tensors[each.name])
+        assert size == FLOAT_BYTES[each.dtype]
     assert stored_tensors(tmp_path / "none") == []
 
 

@@ -13,7 +13,7 @@ from cft_ray.grid.settings import TrainingSettings
 from cft_ray.models import loading
 from cft_ray.models.architectures import tiny_model as make
 from cft_ray.models.loading import skeleton
-from cft_ray.models.weights import changed, snapshot
+from cft_ray.models.weights import changed, check_weights, snapshot
 from cft_ray.training import engine, group
 from cft_ray.training.loss import SummedLoss
 
@@ -96,6 +96,17 @@ def test_a_weight_that_is_no_number_is_named_with_its_file(llama, value, word):
     rewrite(llama, lambda tensors: tensors["model.layers.1.mlp.up_proj.weight"].fill_(value))
     with pytest.raises(UserError, match=rf"model\.safetensors: tensor model\.layers\.1\.mlp\.up_proj\.weight holds {word}"):
         load(str(llama), dtype=torch.float32)
+
+
+@pytest.mark.parametrize("name", ["model.layers.1.mlp.up_proj.weight", "lm_head.weight"])
+def test_what_was_loaded_otherwise_than_it_lies_in_the_file_is_named(llama, name):
+    loaded = load(str(llama), dtype=torch.float32)
+    files = {each: llama / "model.safetensors" for each in load_file(llama / "model.safetensors")}
+    check_weights(loaded, {}, files, llama, tied=False)
+    loaded.get_parameter(name).data[1, 0] += 1e-3
+    with pytest.raises(UserError, match=rf"{name} differs from its file") as raised:
+        check_weights(loaded, {}, files, llama, tied=False)
+    assert raised.value.where == str(llama / "model.safetensors")
 
 
 def test_a_weight_that_is_missing(llama):

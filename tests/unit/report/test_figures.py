@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 import cft_ray
 from cft_ray.cli import app
 from cft_ray.errors import UserError
+from cft_ray.report import write as writing
 from cft_ray.report.correlation import PREDICTORS, correlations
 from cft_ray.report.figures import des, drift, forgetting, languages, layer_means, style, tsne, variance
 from cft_ray.report.tables import NothingToDraw, gather, grids
@@ -142,7 +143,7 @@ def test_perplexity_is_bounded_and_places_are_seeded() -> None:
     assert not tsne.embed(np.ones((5, 3))).any()
 
 
-def test_writing_is_whole_and_repeatable(planted, tmp_path: Path) -> None:
+def test_writing_is_whole_and_repeatable(planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tables = planted(Shape(pairs=1, strategies=("none", "LF_H2")), without={"insight:parallel"})
     folder = tmp_path / "figures"
     report = write(tables, folder)
@@ -155,14 +156,17 @@ def test_writing_is_whole_and_repeatable(planted, tmp_path: Path) -> None:
     rows = pl.read_parquet(folder / "similarity_and_forgetting.parquet")
     assert report.correlations is not None and rows.equals(report.correlations)
     assert pl.read_csv(folder / "similarity_and_forgetting.csv").height == rows.height
-    write(tables, folder)
+    with monkeypatch.context() as fewer:  # every figure takes seconds
+        fewer.setattr(writing, "FIGURES", {"DES matrix": des.draw})
+        write(tables, folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == first
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError):
         write(tables, tmp_path / "file")
 
 
-def test_command(tmp_path: Path) -> None:
+def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writing, "FIGURES", {"DES matrix": des.draw})
     storage = tmp_path / "storage"
     storage.mkdir()
     plant(storage, Shape(pairs=1, strategies=("none",)))
