@@ -1,7 +1,6 @@
 """Every tensor of the files is taken up, every parameter comes from them, and what is wrong is named with its file."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ from cft_ray.grid.settings import TrainingSettings
 from cft_ray.models import loading
 from cft_ray.models.architectures import tiny_model as make
 from cft_ray.models.loading import skeleton
+from cft_ray.models.stored import stored_tensors
 from cft_ray.models.weights import changed, check_weights, snapshot
 from cft_ray.training import engine, group
 from cft_ray.training.loss import SummedLoss
@@ -102,7 +102,7 @@ def test_a_weight_that_is_no_number_is_named_with_its_file(llama, value, word):
 @pytest.mark.parametrize("name", ["model.layers.1.mlp.up_proj.weight", "lm_head.weight"])
 def test_what_was_loaded_otherwise_than_it_lies_in_the_file_is_named(llama, name):
     loaded = load(str(llama), dtype=torch.float32)
-    files: dict[str, Path] = dict.fromkeys(load_file(llama / "model.safetensors"), llama / "model.safetensors")
+    files = {each.name: each.file for each in stored_tensors(llama)}
     check_weights(loaded, {}, files, llama, tied=False)
     loaded.get_parameter(name).data[1, 0] += 1e-3
     with pytest.raises(UserError, match=rf"{name} differs from its file") as raised:
