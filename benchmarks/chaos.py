@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ from faults import storm  # noqa: E402
 from minigrid import GRID  # noqa: E402
 from outcome import attempts, differences, light, real  # noqa: E402
 from record import REPORTS, record  # noqa: E402
-from s3double import S3Double, running  # noqa: E402
+from s3double import Asked, S3Double, running  # noqa: E402
 from toygraph import World  # noqa: E402
 
 from cft_ray.grid.schema import load_grid  # noqa: E402
@@ -48,10 +48,12 @@ from cft_ray.plan.stage import Stage  # noqa: E402
 ACTORS = ("ray::_ReporterActor", "ray::_BoardActor", "ray::ImplicitFunc", "ray::Host")
 STARTS = 15
 """times that the command is started before a run is given up"""
-END_SECONDS = 60.0
-"""that the processes of a driver that has ended have to end too"""
-SECONDS = 0.5
+SOON_SECONDS, END_SECONDS = 10.0, 120.0
+"""in which the processes of a driver that has ended mostly end too; after which they are killed"""
+SECONDS = 0.3
 """work of a light stage"""
+STORM_SECONDS, STORM_WORK = 60.0, 8.0
+"""of a storm, and of a light stage in it: the grid takes about as long as the storm"""
 REAL: dict[str, Any] = {name: value for name, value in GRID.items() if name not in ("replay", "loggers")} | {
     "name": "chaos",
     "strategies": ["none"],
@@ -70,10 +72,11 @@ class Grid:
     outcome: Callable[[str, list[Stage]], dict[str, Any]]
 
 
-def grid(kind: str, folder: Path, uri: str) -> Grid:
+def grid(kind: str, folder: Path, uri: str, seconds: float = SECONDS) -> Grid:
+    """A grid, of `light` stages that take some seconds each, or a `real` one."""
     if kind == "light":
-        stages = list(grid_plan(World(folder, uri), SECONDS).stages.values())
-        return Grid([sys.executable, str(PLANTED / "drive.py"), "grid", str(folder), str(SECONDS), uri], stages, uri, light)
+        stages = list(grid_plan(World(folder, uri), seconds).stages.values())
+        return Grid([sys.executable, str(PLANTED / "drive.py"), "grid", str(folder), str(seconds), uri], stages, uri, light)
     path = folder / "grid.yaml"
     path.write_text(yaml.safe_dump(REAL | {"storage": {"uri": uri}}, sort_keys=False))
     stages = list(build(load_grid(path)).stages.values())
@@ -110,6 +113,28 @@ def tree(driver: int) -> dict[str, list[psutil.Process]]:
     return found
 
 
+def ended(processes: list[psutil.Process]) -> list[dict[str, Any]]:
+    """Wait until the processes of a driver that has ended have ended too. Returns those that took long, and kills what stays."""
+    over = time.monotonic()
+    _, slow = psutil.wait_procs(processes, timeout=SOON_SECONDS)
+    names: dict[int, str] = {}
+    for process in slow:
+        with suppress(psutil.NoSuchProcess):
+            names[process.pid] = " ".join(process.cmdline())[:80] or process.name()
+    found: list[dict[str, Any]] = []
+
+    def note(process: psutil.Process) -> None:
+        if process.pid in names:
+            found.append({"what": names[process.pid], "seconds": time.monotonic() - over, "killed": False})
+
+    _, alive = psutil.wait_procs(slow, timeout=END_SECONDS - SOON_SECONDS, callback=note)
+    for process in alive:  # each of them seen below our own driver; the handle knows a number that has another owner now
+        with suppress(psutil.NoSuchProcess):
+            found.append({"what": names.get(process.pid), "seconds": END_SECONDS, "killed": True, "state": process.status()})
+            process.kill()
+    return found
+
+
 def disturbed(run: Grid, folder: Path, chance: random.Random | None, most: int, pause: float) -> dict[str, Any]:
     """Run a grid to its end.
 
@@ -122,7 +147,8 @@ def disturbed(run: Grid, folder: Path, chance: random.Random | None, most: int, 
     """
     kills: Counter[str] = Counter()
     left = chance.randint(1, most) if chance else 0
-    begun, starts, survivors = time.monotonic(), 0, []
+    begun, starts = time.monotonic(), 0
+    survivors: list[dict[str, Any]] = []
     environment = os.environ | {"CFT_RAY_CACHE": str(folder / "cache")}
     while True:
         starts += 1
@@ -147,13 +173,7 @@ def disturbed(run: Grid, folder: Path, chance: random.Random | None, most: int, 
                 due = time.monotonic() + chance.uniform(1, pause)
             time.sleep(0.25)
         ours.pop(driver.pid, None)
-        _, alive = psutil.wait_procs(list(ours.values()), timeout=END_SECONDS)
-        for process in alive:  # each of them seen below our own driver; the handle knows a number that has another owner now
-            try:
-                survivors.append(" ".join(process.cmdline())[:80])
-                process.kill()
-            except psutil.NoSuchProcess:
-                pass
+        survivors += ended(list(ours.values()))
         if driver.returncode == 0:
             return {"kills": dict(kills), "starts": starts, "seconds": time.monotonic() - begun, "survivors": survivors}
 
@@ -167,7 +187,7 @@ def once(kind: str, where: str, seed: int | None, double: S3Double, wanted: dict
         run = grid(kind, folder, uri)
         stuttering = [storm(5.0, 0.3, seed)] if seed is not None and where == "bucket" else []
         with double.behaving(*stuttering):
-            said = disturbed(run, folder, chance, most=4, pause=15.0 if kind == "light" else 25.0)
+            said = disturbed(run, folder, chance, most=4, pause=6.0 if kind == "light" else 25.0)
         left, logs = None, sorted(folder.glob("log-*"))
         if "problem" not in said:
             try:
@@ -181,6 +201,27 @@ def once(kind: str, where: str, seed: int | None, double: S3Double, wanted: dict
         if said.get("problem") or said.get("different"):
             said["log"] = logs[-1].read_text()[-4000:]
         return {"kind": kind, "where": where, "seed": seed, **said}, left
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def stormy(double: S3Double, wanted: dict[str, Any]) -> dict[str, Any]:
+    """A light grid on the double, which refuses half of all requests with 503 for a minute."""
+    folder = Path(tempfile.mkdtemp(prefix="chaos-"))
+    try:
+        run = grid("light", folder, f"s3://{double.bucket()}/run", STORM_WORK)
+        refused, rule = [0], storm(STORM_SECONDS, 0.5, 0)
+
+        def counted(asked: Asked) -> Any:
+            action = rule(asked)
+            refused[0] += action is not None
+            return action
+
+        double.asked.clear()
+        with double.behaving(counted):
+            said = disturbed(run, folder, None, most=0, pause=0)
+        figures = {"seconds": said["seconds"], "requests": len(double.asked), "refused": refused[0], "starts": said["starts"]}
+        return figures | {"different": differences(run.outcome(run.uri, run.stages), wanted)}
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -219,35 +260,44 @@ def main() -> None:
     parser.add_argument("--light", type=int, default=2, help="runs of a grid of light stages on each storage")
     parser.add_argument("--real", type=int, default=0, help="runs of a real mini grid on each storage")
     parser.add_argument("--where", nargs="+", choices=["folder", "bucket"], default=["folder", "bucket"])
+    parser.add_argument("--storm", action="store_true", help="a light grid through a minute of 503 as well")
     parser.add_argument("--afresh", action="store_true", help="forget what earlier seeds have shown")
     arguments = parser.parse_args()
     kept = REPORTS / "chaos.json"
-    runs = json.loads(kept.read_text())["figures"]["each"] if kept.exists() and not arguments.afresh else []
+    known: dict[str, Any] = json.loads(kept.read_text())["figures"] if kept.exists() and not arguments.afresh else {}
+    runs, storms = known.get("each", []), known.get("storm")
     command = " ".join(["python", "benchmarks/chaos.py", *sys.argv[1:]])
+
+    def keep() -> None:
+        groups = sorted({(run["kind"], run["where"]) for run in runs})
+        together = {f"{kind}_{place}": summary([run for run in runs if (run["kind"], run["where"]) == (kind, place)])
+                    for kind, place in groups}  # fmt: skip
+        record("chaos", command, together | ({"storm": storms} if storms else {}) | {"each": runs})
+
     with prepared() as double:
         for kind, count in (("light", arguments.light), ("real", arguments.real)):
             if not count:
                 continue
-            wanted: dict[str, Any] | None = None
-            for where in sorted(arguments.where, reverse=True):  # a folder first: its outcome is what the others must be equal to
-                there = {run["seed"] for run in runs if (run["kind"], run["where"]) == (kind, where)}
-                for seed in (None, *range(count)):
-                    if seed in there and seed is not None:
-                        continue
-                    said, left = once(kind, where, seed, double, wanted)
-                    if seed is None:
-                        assert "problem" not in said and not said["different"], said
-                        wanted = wanted or left
-                        runs = [run for run in runs if (run["kind"], run["where"], run["seed"]) != (kind, where, None)]
-                    runs.append(said)
-                    print(json.dumps({name: value for name, value in said.items() if name != "log"}), flush=True)
-                    groups = sorted({(run["kind"], run["where"]) for run in runs})
-                    together = {
-                        f"{one}_{place}": summary([run for run in runs if (run["kind"], run["where"]) == (one, place)])
-                        for one, place in groups
-                    }
-                    record("chaos", command, together | {"each": runs})
-    sys.exit(any(run.get("problem") or run["different"] for run in runs))
+            quiet: dict[str, Any] = {}
+            for where in sorted(arguments.where, reverse=True):  # a folder first: its outcome is what all must be equal to
+                said, quiet[where] = once(kind, where, None, double, next(iter(quiet.values()), None))
+                assert "problem" not in said and not said["different"], said
+                runs = [run for run in runs if (run["kind"], run["where"], run["seed"]) != (kind, where, None)] + [said]
+            wanted = next(iter(quiet.values()))
+            if kind == "light" and arguments.storm:
+                storms = stormy(double, wanted)
+                print(json.dumps({"storm": storms}), flush=True)
+                keep()
+            there = {(run["where"], run["seed"]) for run in runs if run["kind"] == kind}
+            for seed in range(count):
+                for where in arguments.where:
+                    if (where, seed) not in there:
+                        said, _ = once(kind, where, seed, double, wanted)
+                        runs.append(said)
+                        print(json.dumps({name: value for name, value in said.items() if name != "log"}), flush=True)
+                        keep()
+            keep()
+    sys.exit(any(run.get("problem") or run["different"] for run in runs) or bool(storms and storms["different"]))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from record import record
 from cft_ray.metrics.reporter import Reporter, start_reporter
 from cft_ray.metrics.schemas import SCHEMAS
 
-TARGET = 20_000
+TARGET = 50_000
 
 
 def rows(first: int, count: int) -> list[dict[str, Any]]:

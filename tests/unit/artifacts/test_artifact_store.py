@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import stat
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,6 +12,7 @@ import pytest
 from pyarrow import parquet as pq
 
 from cft_ray.artifacts import sound
+from cft_ray.artifacts.lease import Observer
 from cft_ray.artifacts.manifest import MANIFEST, BadManifest, decode
 from cft_ray.artifacts.sound import CorruptArtifact, MissingArtifact
 from cft_ray.artifacts.store import ArtifactStore
@@ -36,6 +39,28 @@ def publish(store: ArtifactStore, text: str = "content", attempt: int = 1):
     (folder / "tables").mkdir()
     pq.write_table(pa.table({"step": [1, 2]}), folder / "tables" / "steps.parquet")
     return store.publish(store.finished(STAGE, folder, outputs={"rows": 2}, attempt=attempt, seconds=1.5, versions={"x": "1"}))
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_what_is_published_has_the_rights_that_the_umask_leaves(store, umask):
+    """The artifact, what a later attempt takes over, the lease, and the number of the attempt."""
+    before = os.umask(umask)
+    try:
+        lease = Observer(store.storage, STAGE.fingerprint).claim()
+        assert lease is not None
+        folder = store.stage_folder(*NAME, 1)
+        (folder / "data.txt").write_text("content")
+        store.finished(STAGE, folder, outputs={}, attempt=1, seconds=1.0, versions={})
+        taken = store.adopt(STAGE, store.stage_folder(*NAME, 2), 2)  # the first could not publish
+        assert taken is not None
+        store.publish(taken)
+        lease.release()
+    finally:
+        os.umask(before)
+    paths = [path for path in store.storage.folder().rglob("*") if path.name != ".lock"]
+    assert {"manifest.json", "data.txt", "000001.json"} < {path.name for path in paths}
+    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in paths}
+    assert modes == {path: (0o777 if path.is_dir() else 0o666) & ~umask for path in paths}
 
 
 def test_an_artifact_exists_once_published(store):

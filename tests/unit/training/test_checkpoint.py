@@ -1,7 +1,9 @@
 """Checkpoints: whole or passed over, read back before the last one goes, and a lost holder's not in the way of the new one's."""
 
 import json
+import os
 import shutil
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,19 @@ def test_what_was_saved_is_continued_and_the_one_before_goes(tmp_path):
     save(tmp_path, 6)
     assert names(tmp_path) == ["step-00000006-0001"] and resumed(tmp_path) == (6, 6.0)
     assert list((tmp_path / "local").iterdir()) == []
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_shards_and_markers_have_the_rights_that_the_umask_leaves(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        save(tmp_path, 3)
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "steps").rglob("*") if path.is_file()}
+    assert modes == dict.fromkeys(["marker.json", "shard-0-of-1.safetensors"], 0o666 & ~umask)
+    folders = [path for path in (tmp_path / "steps").rglob("*") if path.is_dir()]
+    assert [stat.S_IMODE(path.stat().st_mode) for path in folders] == [0o777 & ~umask]
 
 
 def kept(folder: Path) -> Path:
