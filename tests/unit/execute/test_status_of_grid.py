@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from cft_ray.artifacts import lease
 from cft_ray.artifacts.lease import Observer
 from cft_ray.artifacts.sound import CorruptArtifact
 from cft_ray.artifacts.store import ArtifactStore
@@ -301,3 +303,31 @@ def test_cells_are_complete_whose_stages_are_done_or_cannot_be(tmp_path):
         published(storage, made[name])
     found = status(storage.uri)
     assert (found.cells, found.cells_complete, found.complete) == (5, 3, False)
+
+
+def test_on_a_bucket_half_an_upload_is_not_done_and_a_holder_that_is_gone_does_not_run(bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("CFT_RAY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(lease, "BEAT", 0.05)
+    storage = Storage("s3://bucket/run")
+    made = {name: stage(name) for name in ("whole", "half", "removed", "died here", "died elsewhere", "alive")}
+    cells = tuple(PlannedCell(name, "m", "a", "b", "none", 0, {}, {"x": each.fingerprint}) for name, each in made.items())
+    save_plan(storage, Plan("study", {each.fingerprint: each for each in made.values()}, cells))
+    published(storage, made["whole"])
+    storage.write("artifacts", made["half"].kind, made["half"].fingerprint, "0001-0123abcd", "data.txt", data=b"ha")
+    published(storage, made["removed"])
+    ArtifactStore(storage).remove(made["removed"].kind, made["removed"].fingerprint)
+    here = lease.Record(
+        attempt=1, holder="a", machine=lease._machine(), pid=os.getpid(), born="before"
+    )  # its number is another's
+    elsewhere = lease.Record(attempt=1, holder="b", machine="elsewhere", pid=1, born="1", beat=7)
+    for name, record in (("died here", here), ("died elsewhere", elsewhere)):
+        storage.write("leases", f"{made[name].fingerprint}.json", data=record.encode())
+    held = Observer(storage, made["alive"].fingerprint, run="run").claim()
+    assert held is not None
+    found = status(storage.uri)
+    held.release()
+    waiting = ("half", "removed", "died here", "died elsewhere")
+    assert {each.label: each.state for each in found.stages} == {"whole": "done", "alive": "running"} | dict.fromkeys(
+        waiting, "waiting"
+    )
+    assert (found.cells_complete, found.complete) == (1, False)
