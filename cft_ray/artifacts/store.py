@@ -35,10 +35,13 @@ from cft_ray.artifacts.manifest import (
 from cft_ray.errors import UserError
 from cft_ray.machine import machine_folder
 from cft_ray.plan.stage import Stage
-from cft_ray.storage.cache import Kept, forget, keep
+from cft_ray.storage.cache import Kept, find, forget, keep
 from cft_ray.storage.errors import StorageError, Unavailable
 from cft_ray.storage.local import remove_local, sync
 from cft_ray.storage.root import Storage
+
+WHOLE = "artifacts"
+"""what this machine's copies of artifacts are called in its cache"""
 
 
 class ArtifactStore:
@@ -205,6 +208,8 @@ class ArtifactStore:
                 self._clear(standing)
         except StorageError as error:  # the artifact stands; what is left beside it is nobody's
             logging.getLogger(__name__).warning("leavings of %s stay: %s", made.fingerprint[:12], error)
+        if standing.folder == made.folder and not self.storage.local:
+            self._keep(standing)
         unpublished.forget(self._place(), made)
         self.tidy(standing)
         return standing
@@ -299,7 +304,7 @@ class ArtifactStore:
             CorruptArtifact: there is none, or it does not match its manifest (and has been removed).
         """
         manifest = self.require(kind, fingerprint)
-        return self._local(manifest, manifest.files, "artifacts")
+        return self._local(manifest, manifest.files, WHOLE)
 
     def fetch_tables(self, manifest: Manifest) -> dict[str, Path]:
         """As `fetch`, of an artifact's tables alone: table -> local file. Weights, which lie beside them, stay where they are."""
@@ -308,6 +313,19 @@ class ArtifactStore:
         folder = self._local(manifest, files, "tables") if files else Path()
         return {table: folder / path for table, path in named.items()}
 
+    def _kept_name(self, manifest: Manifest) -> str:
+        """Names an artifact among this machine's copies."""
+        content = f"{self.storage.uri}\n{manifest.encode().decode()}".encode()
+        return f"{manifest.kind}-{sha256(content).hexdigest()[:32]}"
+
+    def _keep(self, made: Manifest) -> None:
+        """What was made here and brought to an object store stays here as well: the stages that use it do not fetch it."""
+        folder = self._output(made.kind, made.fingerprint, made.folder)
+        try:
+            keep(WHOLE, self._kept_name(made), partial(unpublished.take_over, folder))
+        except OSError as error:  # a copy fewer
+            logging.getLogger(__name__).warning("no copy of %s is kept here: %s", made.fingerprint[:12], error)
+
     def _local(self, manifest: Manifest, files: Sequence[ArtifactFile], kind: str) -> Path:
         """A local folder with some files of an artifact; ``kind``: of the cache's things that it is."""
         if self.storage.local:
@@ -315,14 +333,15 @@ class ArtifactStore:
             if not sound.sizes_match(folder, files):
                 self.verify(manifest.kind, manifest.fingerprint)  # says what differs, and removes it
             return folder
-        key = kind + sha256(f"{self.storage.uri}\n{manifest.encode().decode()}".encode()).hexdigest()[:32]
-        bring = partial(sound.download, self.storage, manifest, files)
+        name, bring = self._kept_name(manifest), partial(sound.download, self.storage, manifest, files)
         for _ in range(sound.LOOKS):
-            kept = self._kept.get(key) or keep(kind, f"{manifest.kind}-{key.removeprefix(kind)}", bring)
+            whole = self._kept.get(name) or find(WHOLE, name)  # which has its tables too
+            kept = whole or self._kept.get(f"{kind} {name}") or keep(kind, name, bring)
             if sound.sizes_match(kept.path, files):
-                self._kept[key] = kept
+                self._kept[name if whole or kind == WHOLE else f"{kind} {name}"] = kept
                 return kept.path
-            self._kept.pop(key, None)
+            for held in (name, f"{kind} {name}"):
+                self._kept.pop(held, None)
             forget(kept)
         raise sound.CorruptArtifact(manifest.kind, manifest.fingerprint, "this machine's copy changes by itself")
 

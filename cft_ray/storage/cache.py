@@ -70,6 +70,20 @@ def keep(kind: str, key: str, fill: Callable[[Path], None]) -> Kept:
         raise
 
 
+def find(kind: str, key: str) -> Kept | None:
+    """A folder of the cache, if it is there whole."""
+    folder = machine_folder(kind) / key
+    if not folder.is_dir():
+        return None
+    lock = folder.with_name(f".{key}.lock").open("a+")
+    fcntl.flock(lock, fcntl.LOCK_SH)
+    if not folder.is_dir():  # removed since the look
+        lock.close()
+        return None
+    os.utime(lock.fileno())
+    return Kept(folder, lock)
+
+
 def limit(folder: Path) -> int:
     """Bytes that the cache may take."""
     try:

@@ -3,6 +3,7 @@
 import itertools
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -31,29 +32,49 @@ def storage(s3, monkeypatch, tmp_path) -> Storage:
     return Storage(f"s3://{s3.bucket()}/some/prefix", patience=30)
 
 
-def publish(store: ArtifactStore, attempt: int = 1) -> Manifest:
+def finished(store: ArtifactStore, attempt: int = 1) -> Manifest:
     folder = store.stage_folder(*NAME, attempt)
     (folder / "model").mkdir()
     (folder / "model" / "weights").write_bytes(b"0123456789" * 1000)
-    return store.publish(store.finished(STAGE, folder, outputs={"rows": 1}, attempt=attempt, seconds=1.0, versions={}))
+    return store.finished(STAGE, folder, outputs={"rows": 1}, attempt=attempt, seconds=1.0, versions={})
 
 
-def test_artifacts_are_uploaded_downloaded_once_and_checked(storage):
+def publish(store: ArtifactStore, attempt: int = 1) -> Manifest:
+    return store.publish(finished(store, attempt))
+
+
+@pytest.fixture
+def another_machine(monkeypatch, tmp_path) -> Callable[[], None]:
+    """From now on, this process has the caches of a machine that has seen nothing yet."""
+    return lambda: monkeypatch.setenv("CFT_RAY_CACHE", str(tmp_path / "another"))
+
+
+def downloads(s3) -> int:
+    return sum(asked.method == "GET" and asked.path.partition("?")[0].endswith("/weights") for asked in s3.asked)
+
+
+def test_artifacts_are_uploaded_downloaded_once_and_checked(storage, s3, another_machine):
     store = ArtifactStore(storage)
     publish(store)
+    assert (store.fetch(*NAME) / "model" / "weights").read_bytes() == b"0123456789" * 1000
+    assert downloads(s3) == 0, "what was made here is here"
+    another_machine()
+    store = ArtifactStore(storage)
     assert store.exists(*NAME) and [made.fingerprint for made in store.manifests()] == [STAGE.fingerprint]
     folder = store.fetch(*NAME)
     assert (folder / "model" / "weights").read_bytes() == b"0123456789" * 1000
     marker = (folder / "model" / "weights").stat().st_mtime_ns
     assert store.fetch(*NAME) == folder and (folder / "model" / "weights").stat().st_mtime_ns == marker
+    assert downloads(s3) == 1
     store.remove(*NAME)
     assert not store.exists(*NAME) and list(store.manifests()) == []
 
 
 @pytest.mark.parametrize("content", [b"short", b"9876543210" * 1000])
-def test_damage_is_found_before_use(storage, content):
+def test_damage_is_found_before_use(storage, content, another_machine):
     store = ArtifactStore(storage)
     made = publish(store)
+    another_machine()
     storage.write("artifacts", *NAME, made.folder, "model", "weights", data=content)
     with pytest.raises(CorruptArtifact):
         store.fetch(*NAME)
@@ -62,10 +83,11 @@ def test_damage_is_found_before_use(storage, content):
     assert (store.fetch(*NAME) / "model" / "weights").stat().st_size == 10_000
 
 
-def test_one_bad_download_is_downloaded_again(storage, s3):
+def test_one_bad_download_is_downloaded_again(storage, s3, another_machine):
     """A byte is changed on the way, once."""
     store, bad = ArtifactStore(storage), [Garble()]
     made = publish(store)
+    another_machine()
     with s3.behaving(lambda asked: bad.pop() if bad and asked.method == "GET" and asked.path.endswith("weights") else None):
         folder = store.fetch(*NAME)
     assert not bad and (folder / "model" / "weights").read_bytes() == b"0123456789" * 1000
@@ -99,8 +121,9 @@ def test_two_publishers_at_once_agree_on_one(storage):
     store, together = ArtifactStore(storage), threading.Barrier(4)
 
     def one(attempt: int):
-        together.wait()
-        return publish(store, attempt)
+        made = finished(store, attempt)
+        together.wait()  # whoever publishes removes what earlier attempts have not finished
+        return store.publish(made)
 
     with ThreadPoolExecutor(4) as pool:
         made = list(pool.map(one, range(1, 5)))
@@ -110,11 +133,12 @@ def test_two_publishers_at_once_agree_on_one(storage):
     assert (store.fetch(*NAME) / "model" / "weights").read_bytes() == b"0123456789" * 1000
 
 
-def test_publishing_moves_nothing_and_survives_refusals(storage, s3):
+def test_publishing_moves_nothing_and_survives_refusals(storage, s3, another_machine):
     store, turn = ArtifactStore(storage), itertools.count()
     with s3.behaving(lambda _: Refuse(503) if next(turn) % 2 else None):
         made = publish(store)
         assert store.verify(*NAME) == made
+        another_machine()
         assert (store.fetch(*NAME) / "model" / "weights").read_bytes() == b"0123456789" * 1000
     assert not any(asked.copy for asked in s3.asked)
 

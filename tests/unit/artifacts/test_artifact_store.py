@@ -321,7 +321,11 @@ def test_only_an_artifacts_tables_are_fetched_for_its_rows(bucket, tmp_path, mon
     (folder / "model" / "weights").write_bytes(b"w" * 1000)
     made = store.publish(store.finished(STAGE, folder, outputs={}, attempt=1, seconds=1.0, versions={}))
     key = f"runs/artifacts/{NAME[0]}/{NAME[1]}/{made.folder}/model/weights"
+    assert (store.fetch(*NAME) / "model" / "weights").stat().st_size == 1000
     bucket.delete(key)  # whoever fetched it would fail
+    assert store.fetch_tables(made)["steps"] == store.fetch(*NAME) / "tables" / "steps.parquet"  # it was made here
+    monkeypatch.setenv("CFT_RAY_CACHE", str(tmp_path / "another machine"))
+    store = ArtifactStore(Storage("s3://bucket/runs"))
     found = store.fetch_tables(made)
     assert list(found) == ["steps"] and pq.read_table(found["steps"])["step"].to_pylist() == [1, 2]
     assert store.fetch_tables(made) == found

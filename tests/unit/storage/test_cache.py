@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cft_ray.storage import cache
-from cft_ray.storage.cache import keep
+from cft_ray.storage.cache import find, keep
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +49,7 @@ def test_what_was_not_right_is_not_kept(root):
 CODE = """
 import os, sys, time
 from pathlib import Path
-from cft_ray.storage.cache import keep
+from cft_ray.storage.cache import find, keep
 def fill(folder):
     with open(sys.argv[1], "a") as log:
         log.write("x")
@@ -112,3 +112,16 @@ def test_a_copy_that_is_given_up_is_brought_anew_while_others_still_use_it():
     cache.forget(old)
     cache.forget(old)
     assert (keep("models", "a", of(2)).path / "deep" / "file").stat().st_size == 2
+
+
+def test_what_is_not_here_is_not_found_and_what_is_here_is_held(monkeypatch):
+    assert find("models", "a") is None
+    keep("models", "a", of(1))
+    found = find("models", "a")
+    assert found is not None and (found.path / "deep" / "file").read_bytes() == b"x"
+    monkeypatch.setenv(cache.VARIABLE, "0")
+    keep("models", "b", of(1))
+    assert found.path.is_dir(), "it is in use"
+    del found
+    keep("models", "c", of(1))
+    assert find("models", "a") is None
