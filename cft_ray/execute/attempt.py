@@ -60,8 +60,7 @@ def run_stage(work: str, reporter: Reporter, board: Board) -> dict[str, Any]:
     """
     try:
         told = Work.decode(work)
-        if told.warm_up:
-            remote.warm_up()
+        remote.warm_up(told.warm_up)
         return _claimed(told, reporter, board)
     except Exception as raised:  # of claiming, recording, giving back: as much the stage's result as what its work raises
         error = cause(raised)

@@ -39,9 +39,15 @@ from cft_ray.execute.work import Work
 from cft_ray.grid.loggers import Logger
 from cft_ray.metrics.accounts import accounts, lines
 from cft_ray.metrics.reporter import Reporter, start_reporter
-from cft_ray.plan.stage import Plan, skips
+from cft_ray.plan.stage import Plan, Stage, skips
 from cft_ray.stages.deaths import PREEMPTIONS
 from cft_ray.storage.root import Storage
+
+WARMED: dict[str, Callable[[Stage], bool]] = {
+    "training": lambda stage: stage.kind == "finetune" and stage.resources.workers == 1,
+    "engine": lambda stage: stage.loads is not None,
+}
+"""Sort of process (`cft_ray.stages.remote.IMPORTS`), in the order in which a grid needs them -> the stages that it serves."""
 
 
 @dataclass(frozen=True)
@@ -276,11 +282,11 @@ def _experiment(
 ) -> None:
     """Run what the schedule lacks; returns when all has ended, or soon after a wish to stop."""
     board = Board.start()
-    cold = schedule.capacity.one_without_gpus and schedule.engines_wait
+    cold = tuple(sort for sort, of in WARMED.items() if schedule.capacity.one_without_gpus and schedule.all_wait(of))
 
     def told(fingerprint: str, host: str | None) -> Work:
         nonlocal cold
-        first, cold = cold, False
+        first, cold = cold, ()
         return replace(work(fingerprint, host), warm_up=first)
 
     logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it tells of files that nobody wants

@@ -17,7 +17,7 @@ comes next needs its room.
 
 import heapq
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from enum import StrEnum
 from itertools import count
 
@@ -201,10 +201,9 @@ class Schedule:
         copy._host_names = count(len(self.stages) + 1)  # no name that a host has here
         return copy
 
-    @property
-    def engines_wait(self) -> bool:
-        """Whether stages that ask an engine wait for others, and none of them can begin yet."""
-        states = {self.states[key] for key, stage in self.stages.items() if stage.loads is not None}
+    def all_wait(self, some: Callable[[Stage], bool]) -> bool:
+        """Whether there are such stages to be run, and each waits for others."""
+        states = {self.states[key] for key, stage in self.stages.items() if some(stage)}
         return State.WAITING in states and states.isdisjoint((State.READY, State.RUNNING))
 
     def host(self, key: str) -> str | None:

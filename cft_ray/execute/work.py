@@ -23,7 +23,7 @@ class Work:
         run: unique name of this run, for the leases.
         loggers: what the grid asks for.
         host: name of the actor that keeps its model (see `cft_ray.execute.hosts`); None: none does.
-        warm_up: have a process import for the engines that later stages ask (`cft_ray.stages.remote.warm_up`).
+        warm_up: what processes are to import for later stages (`cft_ray.stages.remote.IMPORTS`).
     """
 
     stage: Stage
@@ -33,7 +33,7 @@ class Work:
     run: str
     loggers: tuple[Logger, ...] = ()
     host: str | None = None
-    warm_up: bool = False
+    warm_up: tuple[str, ...] = ()
 
     def encode(self) -> str:
         """As text, for another process."""
@@ -47,4 +47,5 @@ class Work:
         import_module(fields.pop("module"))
         fields["stage"] = Stage.from_json(fields["stage"])
         fields["loggers"] = tuple(Logger(**each) for each in fields["loggers"])
+        fields["warm_up"] = tuple(fields["warm_up"])
         return cls(**fields)

@@ -6,7 +6,8 @@ the same environment: a new trial's actor would take the process of a training a
 own, and so has work that asks a vLLM engine, whose processes keep their engine (`cft_ray.generation.engine`).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from importlib import import_module
 from typing import Any, TypeVar, cast
 
 import ray
@@ -56,20 +57,35 @@ def stream(work: Callable[[StageContext], Iterator[T]], context: StageContext, *
         yield _got(part)
 
 
-def warm_up() -> None:
-    """Have a process import what those with an engine import, while no stage needs one: ten seconds that none waits then.
+IMPORTS = {
+    "training": ("cft_ray.training.loop", "cft_ray.training.model"),
+    "engine": ("cft_ray.evaluation.harness", "cft_ray.evaluation.vllm_model"),
+}
+"""sort of process -> modules that take it seconds to import"""
+
+
+def warm_up(sorts: Iterable[str]) -> None:
+    """Have processes import what their later stages need, one process after the other, while no stage needs them.
 
     On one machine without GPUs; on GPUs a host imports, and of several machines none is known to be asked first. To be called
     where stages run: Ray gives a task the environment of what starts it as well, and Tune's trials have one of their own, so a
     process that the driver itself has started would be given to no stage.
+
+    Args:
+        sorts: keys of `IMPORTS`, the one that is needed first in front.
     """
-    _IMPORTS.options(num_cpus=0, max_retries=0, name="imports", runtime_env={"env_vars": environment()}).remote()
+    before: Any = None
+    for sort in sorts:
+        variables = _variables(engine=sort == "engine")
+        task = _IMPORTS.options(num_cpus=0, max_retries=0, name=f"imports for {sort}", runtime_env={"env_vars": variables})
+        before = task.remote(sort, before)
 
 
-def _import_engine() -> None:
-    prepare_environment()
-    import cft_ray.evaluation.harness
-    import cft_ray.evaluation.vllm_model  # noqa: F401 - to have it imported is the purpose
+def _import(sort: str, before: object) -> None:
+    if sort == "engine":
+        prepare_environment()
+    for module in IMPORTS[sort]:
+        import_module(module)
 
 
 def _run(work: Callable[[StageContext], T], context: StageContext) -> T:
@@ -85,12 +101,11 @@ def _stream(work: Callable[[StageContext], Iterator[T]], context: StageContext) 
 # Made once: to Ray each new remote function is another sort of task.
 _RUN = ray.remote(_run)
 _STREAM = ray.remote(_stream)
-_IMPORTS = ray.remote(_import_engine)
+_IMPORTS = ray.remote(_import)
 
 
 def _options(context: StageContext, engine: bool) -> dict[str, Any]:
     needs = context.stage.resources
-    variables = environment() if engine else {PROCESS: "work"}
     # A strategy by name, so that the task does not land in the placement group of the driver that starts it. Trying
     # again is the run's business, which counts attempts.
     return {
@@ -99,8 +114,12 @@ def _options(context: StageContext, engine: bool) -> dict[str, Any]:
         "max_retries": 0,
         "scheduling_strategy": "DEFAULT",
         "name": context.stage.kind,
-        "runtime_env": {"env_vars": variables},
+        "runtime_env": {"env_vars": _variables(engine=engine)},
     }
+
+
+def _variables(*, engine: bool) -> dict[str, str]:
+    return environment() if engine else {PROCESS: "work"}
 
 
 def _got(reference: Any) -> Any:

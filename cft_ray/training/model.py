@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     AutoModelForCausalLM,
@@ -12,8 +13,10 @@ from transformers import (
     MistralConfig,
     PreTrainedTokenizerFast,
 )
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from cft_ray.grid.settings import ScratchModel
+from cft_ray.models.saving import save_side_files
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 CHAT_TEMPLATE = (
@@ -78,6 +81,7 @@ def create(scratch: ScratchModel, seed: int, folder: Path) -> Path:
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.generation_config = GenerationConfig.from_model_config(config)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    # Its own `save_pretrained` asks accelerate, which imports DeepSpeed: two seconds for nothing.
+    save_side_files(model, tokenizer, folder)
+    save_file(model.state_dict(), folder / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
     return folder

@@ -45,4 +45,5 @@ def work(context: StageContext) -> dict[str, Any]:
         os.kill(os.getpid(), 9)
     if not _loaded or _loaded[-1] != spec.model:
         _loaded.append(spec.model)
-    return {"pid": os.getpid(), "loads": len(_loaded), "gpus": ray.get_gpu_ids(), "imported": "vllm" in sys.modules}
+    imported = [sort for sort, modules in remote.IMPORTS.items() if sys.modules.keys() >= {*modules}]
+    return {"pid": os.getpid(), "loads": len(_loaded), "gpus": ray.get_gpu_ids(), "imported": imported}

@@ -6,10 +6,14 @@ import random
 import pytest
 
 from cft_ray.execute.capacity import Capacity, Nodes
+from cft_ray.execute.run import WARMED
 from cft_ray.execute.schedule import MADE_AGAIN, PATIENCE, Schedule, State
+from cft_ray.grid.schema import load_grid
 from cft_ray.grid.settings import EngineSettings, GenerationSettings, JudgeSettings, ReplaySampling, Template
+from cft_ray.plan.build import build
 from cft_ray.plan.specs import DatasetSpec, EvaluateSpec, ReplaySpec
 from cft_ray.plan.stage import Resources, Stage
+from cft_ray.stages.remote import IMPORTS
 
 ONE = Capacity((Nodes(cpus=1),))
 TWO = Capacity((Nodes(cpus=2),))
@@ -361,19 +365,28 @@ def test_the_host_of_a_stage_whose_input_was_lost_is_released():
 
 
 def test_engines_wait_while_none_of_their_stages_can_begin():
+    def waits(schedule: Schedule) -> bool:
+        return schedule.all_wait(lambda stage: stage.loads is not None)
+
     model, other = stage("a"), stage("b")
     schedule = Schedule(graph(model, other, scored(model, "x"), scored(other, "y")), set(), GPU)
-    assert schedule.engines_wait
+    assert waits(schedule)
     first = schedule.next()
-    assert first is not None and schedule.engines_wait
+    assert first is not None and waits(schedule)
     schedule.finish(first)
-    assert not schedule.engines_wait  # one is ready
+    assert not waits(schedule)  # one is ready
     while (key := schedule.next()) is not None:
         if schedule.stages[key].loads is not None:
-            assert not schedule.engines_wait  # one runs
+            assert not waits(schedule)  # one runs
         schedule.finish(key)
-    assert not schedule.engines_wait  # all are through
-    assert not Schedule(graph(stage("a")), set(), GPU).engines_wait
+    assert not waits(schedule)  # all are through
+    assert not waits(Schedule(graph(stage("a")), set(), GPU))
+
+
+def test_the_smoke_grid_warms_a_trainings_process_and_an_engines(repository):
+    plan = build(load_grid(repository / "grids/smoke.yaml", []))
+    schedule = Schedule(plan.stages, set(), TWO)
+    assert [sort for sort, of in WARMED.items() if schedule.all_wait(of)] == ["training", "engine"] == list(IMPORTS)
 
 
 @pytest.mark.parametrize("label", ["named", ""])
