@@ -90,7 +90,8 @@ def cells(grid: Grid) -> list[Cell]:
                 continue
             _require_checkpoint(grid, variant)
             found.append(Cell(variant, seed))
-    filters.refuse_useless(variants.swept())
+    if not grid.filters_fit:
+        filters.refuse_useless(variants.swept())
     if not found:
         section = "include" if grid.include else "exclude"
         raise UserError(

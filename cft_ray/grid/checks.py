@@ -8,7 +8,7 @@ from cft_ray.errors import UserError
 from cft_ray.grid.benchmarks import BENCHMARKS
 from cft_ray.grid.choices import chosen_benchmarks
 from cft_ray.grid.problems import checked, nearest
-from cft_ray.grid.schema import Grid
+from cft_ray.grid.schema import FILTERS, Grid
 from cft_ray.grid.sections import CheckpointSource, Filter, StageResources
 from cft_ray.grid.settings import TrainingSettings
 
@@ -33,9 +33,10 @@ def check_references(grid: Grid) -> None:
     _check_judge(grid)
     _check_resources(grid)
     _check_insight(grid)
-    for section in ("include", "exclude"):
-        for index, item in enumerate(getattr(grid, section)):
-            _check_filter(grid, item, (section, index))
+    if not grid.filters_fit:
+        for section in FILTERS:
+            for index, item in enumerate(getattr(grid, section)):
+                _check_filter(grid, item, (section, index))
 
 
 def _once(grid: Grid, path: tuple[str | int, ...], names: Sequence[object]) -> None:

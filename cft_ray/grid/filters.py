@@ -6,7 +6,7 @@ from typing import Any
 
 from cft_ray.errors import UserError
 from cft_ray.grid.problems import nearest
-from cft_ray.grid.schema import Grid
+from cft_ray.grid.schema import FILTERS, Grid
 from cft_ray.grid.sections import Filter
 
 
@@ -23,7 +23,7 @@ class Filters:
 
     def keep(self, values: Mapping[str, str], settings: Mapping[str, Any], seed: int) -> bool:
         """Whether a cell is one of the grid's."""
-        included, excluded = (self._any(section, values, settings, seed) for section in ("include", "exclude"))
+        included, excluded = (self._any(section, values, settings, seed) for section in FILTERS)
         return (included or not self.grid.include) and not excluded
 
     def _any(self, section: str, values: Mapping[str, str], settings: Mapping[str, Any], seed: int) -> bool:
@@ -40,7 +40,7 @@ class Filters:
         Raises:
             UserError: naming the item; ``swept``: setting -> its values, for the remedy.
         """
-        for section in ("include", "exclude"):
+        for section in FILTERS:
             for index, item in enumerate(getattr(self.grid, section)):
                 if (section, index) in self.used:
                     continue

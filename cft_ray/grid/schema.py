@@ -4,13 +4,14 @@ Shorthands, defaults and references are settled here. What depends on a cell (me
 made by `cft_ray.grid.cells`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError
 
 from cft_ray.data.accounts import ALLOWED
+from cft_ray.errors import UserError
 from cft_ray.grid import sections as s
 from cft_ray.grid.insight import Insight
 from cft_ray.grid.problems import as_user_error, refuse_truths
@@ -19,6 +20,7 @@ from cft_ray.grid.source import parse, read
 from cft_ray.grid.tree import Source
 from cft_ray.grid.words import MOST, Name, PlaceName, Seed
 
+FILTERS = ("include", "exclude")
 SECTIONS = ("insight",)
 """Optional sections that a command may ask for (`--with`) where the file has none."""
 
@@ -79,11 +81,17 @@ class Grid(Settings):
     max_parallel: int | None = Field(default=None, gt=0, le=MOST, description="most stages at once; none: as many as fit")
 
     _source: Source = PrivateAttr(default_factory=lambda: Source("grid"))
+    _filters_fit: bool = PrivateAttr(default=False)
 
     @property
     def source(self) -> Source:
         """Names file and line of a path inside the grid."""
         return self._source
+
+    @property
+    def filters_fit(self) -> bool:
+        """Whether each filter is known to match a cell of the file's own grid: what it speaks of may be taken away by `--set`."""
+        return self._filters_fit
 
 
 def load_grid(path: str | Path, sets: Sequence[str] = (), sections: Sequence[str] = ()) -> Grid:
@@ -97,14 +105,12 @@ def load_grid(path: str | Path, sets: Sequence[str] = (), sections: Sequence[str
     Raises:
         UserError: whatever is wrong with the file, with its place in it.
     """
-    raw, source = read(path, sets)
-    return _checked(_with(raw, sections), source)
+    return _loaded(lambda sets: read(path, sets), sets, sections)
 
 
 def grid_from_text(text: str, name: str = "grid", sets: Sequence[str] = (), sections: Sequence[str] = ()) -> Grid:
     """As `load_grid`, from YAML that is already in memory; ``name`` stands for the file in messages."""
-    raw, source = parse(text, Source(name), sets)
-    return _checked(_with(raw, sections), source)
+    return _loaded(lambda sets: parse(text, Source(name), sets), sets, sections)
 
 
 def json_schema() -> dict[str, Any]:
@@ -112,11 +118,27 @@ def json_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | Grid.model_json_schema()
 
 
+def _loaded(read: Callable[[Sequence[str]], tuple[dict[str, Any], Source]], sets: Sequence[str], sections: Sequence[str]) -> Grid:
+    raw, source = read(sets)
+    own = bool(sets) and not any(path[0] in FILTERS for path in source.changed) and any(raw.get(name) for name in FILTERS)
+    return _checked(_with(raw, sections), source, filters_fit=own and _fits(read, sections))
+
+
+def _fits(read: Callable[[Sequence[str]], tuple[dict[str, Any], Source]], sections: Sequence[str]) -> bool:
+    """Whether the file is a grid without `--set` too, so that each of its filters says something there."""
+    try:
+        raw, source = read(())
+        _checked(_with(raw, sections), source)
+    except UserError:
+        return False
+    return True
+
+
 def _with(raw: dict[str, Any], sections: Sequence[str]) -> dict[str, Any]:
     return raw | {name: {} for name in sections if raw.get(name) in (None, False)}
 
 
-def _checked(raw: dict[str, Any], source: Source) -> Grid:
+def _checked(raw: dict[str, Any], source: Source, *, filters_fit: bool = False) -> Grid:
     from cft_ray.grid.cells import cells  # these read a Grid, so they cannot be imported before it exists
     from cft_ray.grid.checks import check_references
 
@@ -125,7 +147,7 @@ def _checked(raw: dict[str, Any], source: Source) -> Grid:
         grid = Grid.model_validate(raw)
     except ValidationError as error:
         raise as_user_error(error, Grid, raw, source) from None
-    grid._source = source
+    grid._source, grid._filters_fit = source, filters_fit
     check_references(grid)
     cells(grid)
     return grid

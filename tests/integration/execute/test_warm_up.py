@@ -1,4 +1,4 @@
-"""The processes that import while nothing else can run are those that the first training and the first stage with an engine get."""
+"""The processes that import while nothing else can run are those that the first training and the first engine get."""
 
 import json
 import os

@@ -103,3 +103,27 @@ def test_an_item_that_no_cell_is_like(section, items, place, what, fix):
     error = refused(f"{section}=[{items}]")
     assert error.where == f"g.yaml: {section}{place} (--set)" and error.what == what
     assert fix is None or error.fix == fix
+
+
+def with_filters(filters: str, *sets: str) -> list[str]:
+    return [cell.name for cell in cells(grid_from_text(f"{GRID}{filters}\n", "g.yaml", sets))]
+
+
+def test_a_files_filter_may_speak_of_what_the_command_line_takes_away():
+    only_none = [name for name in ALL if "/none/" in name]
+    assert with_filters("exclude: [{model: b, strategy: LF_H1}]", "strategies=[none]") == only_none
+    assert with_filters("include: [{strategy: none}, {strategy: LF_*}]", "strategies=[none]") == only_none
+    one_size = with_filters("exclude: [{settings: {training.batch_size: 8}}]", "training.batch_size=4")
+    assert one_size == sorted({name.rpartition("/training.batch_size")[0] for name in ALL}, key=one_size.index)
+    with pytest.raises(UserError, match="no cell is left"):
+        with_filters("exclude: [{strategy: none}]", "strategies=[none]")
+
+
+@pytest.mark.parametrize("section", ["include", "exclude"])
+def test_a_files_filter_that_is_wrong_by_itself_is_refused_beside_any_change(section):
+    with pytest.raises(UserError, match="there is no strategy 'LF_H9'") as raised:
+        with_filters(f"{section}: [{{model: a}}, {{strategy: LF_H9}}]", "seeds=[1]")
+    assert raised.value.where == f"g.yaml: {section}[1].strategy (line 15)"
+    # One that the command line gives has to fit the grid as the command line makes it.
+    with pytest.raises(UserError, match="there is no strategy 'LF_H1'"):
+        with_filters("", "strategies=[none]", f"{section}=[{{model: a}}, {{strategy: LF_H1}}]")
