@@ -46,8 +46,9 @@ $(READY):
 demo: $(READY)  ## the smoke grid: every component for real, in minutes, then its results
 	$(BIN)/cft-ray run grids/smoke.yaml
 
+# Two at a time, as many as the tests' own machine has cores; the tests of a file stay together and share what it has made.
 test: $(READY)  ## all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 ROOM ?= metrics
 mutants: $(READY)  ## make mutants ROOM=metrics: which small wrong changes of a room its tests notice

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+import ray
 import torch
 from alone import Alone
 from sentence_transformers import SentenceTransformer
@@ -71,6 +72,13 @@ def compare(folder: Path, left: tuple[Path, dict[str, Any]], right: tuple[Path, 
     outputs = similarity_stage.run(context)
     rows = pq.read_table(context.output / "tables" / "similarity.parquet").to_pylist()
     return outputs, {(row["measure"], row["language"]): row["value"] for row in rows}
+
+
+@pytest.fixture(autouse=True)
+def _in_this_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a test does not ask for Ray, another test's Ray is not used: each call would start actors that import for seconds."""
+    if "ray_session" not in request.fixturenames:
+        monkeypatch.setattr(ray, "is_initialized", lambda: False)
 
 
 @pytest.fixture(scope="module")

@@ -71,3 +71,8 @@ def test_strategies_are_compared_within_a_seed():
     assert replay["over_none"]["mean"] == 0.4 and replay["over_none"]["sd"] == 0 and replay["over_seeds"]["mean"] == 0.6
     assert figures["m p none"]["ta_phase2"]["range_over_instruction_sets"] == 0.05
     assert "| m p none | 0.20 ±" in toy_seeds.table(figures)
+
+
+@pytest.mark.parametrize("grid", demo.GRIDS.values(), ids=lambda grid: grid.name)
+def test_the_grids_that_are_measured_can_be_planned(repository, grid):
+    assert build(load_grid(repository / grid.path, grid.sets)).cells
