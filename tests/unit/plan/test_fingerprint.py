@@ -106,7 +106,9 @@ def test_same_in_another_process_whatever_its_hash_seed():
         assert run.stdout.strip() == here
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), {1, 2}, object(), len, b"x", {1: 2}], ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize(
+    "value", [float("nan"), float("inf"), {1, 2}, object(), len, b"x", {1: 2}], ids=lambda value: type(value).__name__
+)
 def test_unhashable_setting_is_refused(value):
     with pytest.raises(UserError) as raised:
         canonical({"deep": [{"setting": value}]})
