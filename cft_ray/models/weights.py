@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from cft_ray.errors import UserError
+from cft_ray.models.finite import finite
 
 _COMPUTED = re.compile(r"(rotary_emb\.inv_freq|\.masked_bias|\.attn\.bias|\.attention\.bias|embeddings\.position_ids)$")
 """tensors of older checkpoints that are computed from the configuration today"""
@@ -39,7 +40,7 @@ def check_weights(model: PreTrainedModel, report: Any, files: Mapping[str, Path]
         _tied(model, files, folder)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for name, parameter in parameters.items():
-        if not bool(torch.isfinite(parameter).all()):
+        if not finite(parameter.detach()):
             _not_finite(name, files, folder)
     prefix = f"{model.base_model_prefix}."
     for name, path in files.items():
@@ -115,7 +116,7 @@ def _not_finite(parameter: str, files: Mapping[str, Path], folder: Path) -> None
     for name, path in files.items():
         with safe_open(path, framework="pt") as tensors:
             tensor = tensors.get_tensor(name)
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
+        if not finite(tensor):
             kind = "NaN" if bool(tensor.float().isnan().any()) else "infinity"
             raise UserError(f"tensor {name} holds {kind}", where=str(path), fix="fetch or train the model again")
     raise UserError(

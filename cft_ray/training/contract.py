@@ -160,6 +160,7 @@ def _to_device(causal: PreTrainedModel) -> None:
     """To the training's device, if there is room for the model beside what is there already."""
     device = group.device()
     if device.type == "cuda":
+        torch.cuda.empty_cache()  # at a training's end: what its steps leave is not free for the driver
         size = sum(parameter.numel() * parameter.element_size() for parameter in causal.parameters())
         if torch.cuda.mem_get_info(device)[0] > HEADROOM * size:
             causal.to(device)  # type: ignore[arg-type]

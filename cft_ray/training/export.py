@@ -20,6 +20,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from cft_ray.drift.heads import decoder_layer
 from cft_ray.errors import StageFailed
+from cft_ray.models.finite import finite
 from cft_ray.models.gathering import gathered
 from cft_ray.models.stored import INDEX
 
@@ -83,7 +84,7 @@ def write(
             shard, size = {}, 0
         shard[name] = tensor
         digests[name] = _digest(tensor)
-        if not torch.isfinite(tensor).all():
+        if not finite(tensor):
             endless.append(name)
         size, total = size + tensor.nbytes, total + tensor.nbytes
     problem: list[str | None] = [None]
