@@ -1,10 +1,10 @@
 """The table of `docs/models.md`: every causal-LM architecture of the installed transformers, tried tiny.
 
     python benchmarks/architectures.py            all, and write `docs/architectures.json` and the table
-    python benchmarks/architectures.py llama bert print some
+    python benchmarks/architectures.py llama bert renew the rows of some
 
-Each is tried in a process of its own, forked from one that has everything imported, with a limit of memory and time: what is
-not made small by the usual names would take all memory.
+Each is tried in a process of its own, forked from one that has everything imported, with a limit of memory and processor time:
+what is not made small by the usual names would take all of both.
 """
 
 import json
@@ -24,6 +24,7 @@ STORED, DOCUMENT = ROOT / "docs" / "architectures.json", ROOT / "docs" / "models
 MORE_BYTES = 5 * 2**29
 """address space beyond that of the process with everything imported"""
 SECONDS = 300
+"""of processor time, so that a busy machine refuses nothing; of time, a process that waits for nothing has ten times as much"""
 BEGIN, END = "<!-- table: benchmarks/architectures.py -->\n", "<!-- end of table -->\n"
 
 
@@ -44,10 +45,15 @@ def main() -> None:
         rows[kind] = {**_apart(kind), "served": False}
         rows[kind]["served"] = rows[kind]["architecture"] in served
         print(f"{place + 1}/{len(wanted)} {kind} {time.monotonic() - start:.1f} s {words(rows[kind])}", flush=True)
-    if not sys.argv[1:]:
-        stored = {"versions": {name: metadata.version(name) for name in ("transformers",)} | {"vllm": _vllm()}, "rows": rows}
-        _write(STORED, json.dumps(stored, indent=1) + "\n")
-        _write(DOCUMENT, with_table(DOCUMENT.read_text(encoding="utf-8"), stored))
+    versions = {"transformers": metadata.version("transformers"), "vllm": _vllm()}
+    if sys.argv[1:]:
+        before = json.loads(STORED.read_text(encoding="utf-8"))
+        if before["versions"] != versions:
+            sys.exit(f"the table is of {before['versions']}, installed are {versions}: renew it whole")
+        rows = before["rows"] | rows
+    stored = {"versions": versions, "rows": rows}
+    _write(STORED, json.dumps(stored, indent=1) + "\n")
+    _write(DOCUMENT, with_table(DOCUMENT.read_text(encoding="utf-8"), stored))
 
 
 def words(row: dict[str, Any]) -> str:
@@ -84,7 +90,8 @@ def _apart(kind: str) -> dict[str, Any]:
             try:
                 here = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
                 resource.setrlimit(resource.RLIMIT_AS, (here + MORE_BYTES, here + MORE_BYTES))
-                signal.alarm(SECONDS)
+                resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+                signal.alarm(10 * SECONDS)
                 Path(answer.name).write_text(json.dumps(verdict(kind).to_json()), encoding="utf-8")
             finally:
                 os._exit(0)

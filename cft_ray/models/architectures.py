@@ -103,6 +103,7 @@ _OWN: dict[str, dict[str, Any]] = {
     "hunyuan_v1_moe": {"head_dim": 32},
     "bamba": {"attn_layer_indices": [1, 3]},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 2},
+    "nemotron_h": {"mamba_num_heads": 4, "mamba_head_dim": 32, "n_groups": 1, "moe_shared_expert_intermediate_size": 32},
     "nemotron": {"num_key_value_heads": 2, "head_dim": 16},
     "reformer": {"is_decoder": True},
     "lfm2": {"layer_types": ["conv", "full_attention"] * 2},

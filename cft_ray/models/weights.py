@@ -52,11 +52,7 @@ def check_weights(model: PreTrainedModel, report: Any, files: Mapping[str, Path]
         if expected.shape != parameter.shape or not torch.equal(expected, parameter.detach()):
             if _converted(model, name):
                 continue
-            raise UserError(
-                f"the loaded weight {name} differs from its file",
-                where=str(path),
-                fix="report it: transformers changes this architecture's weights while loading",
-            )
+            raise _unlike(model, name, parameter.detach(), expected, path)
 
 
 def snapshot(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -109,6 +105,25 @@ def _tied(model: PreTrainedModel, files: Mapping[str, Path], folder: Path) -> No
                 where=str(folder),
                 fix="set tie_word_embeddings to false in its config.json, or remove the tensor that is not meant",
             )
+
+
+def _unlike(model: PreTrainedModel, name: str, loaded: torch.Tensor, stored: torch.Tensor, path: Path) -> UserError:
+    """What to say of a weight that is not what its file holds."""
+    padding = getattr(model.config.get_text_config(), "pad_token_id", None)
+    if loaded.shape == stored.shape and isinstance(padding, int) and 0 <= padding < len(loaded) and not loaded[padding].any():
+        stored = stored.clone()
+        stored[padding] = 0
+        if torch.equal(loaded, stored):
+            return UserError(
+                f"transformers sets row {padding} of {name} (pad_token_id) to zero while loading this architecture",
+                where=str(path),
+                fix="set pad_token_id to null in the model's config.json: padding is not read, and the tokenizer names it",
+            )
+    return UserError(
+        f"the loaded weight {name} differs from its file",
+        where=str(path),
+        fix="report it: transformers changes this architecture's weights while loading",
+    )
 
 
 def _not_finite(parameter: str, files: Mapping[str, Path], folder: Path) -> None:

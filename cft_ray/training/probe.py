@@ -96,7 +96,9 @@ class Probe:
         whole = replace(batch, predictors=later, labels=ids[later + 1]).to(device)
         turned = torch.cat([ids[:first].flip(0), ids[first:]])[None].to(device)
         before, after = (module(each, summed=False) for each in (whole, replace(whole, input_ids=turned)))
-        tolerance = 2e-5 if next(module.parameters()).dtype == torch.float32 else 1e-3
+        # Of tiny models: the same computation again differs by up to 2e-7 in fp32 and not at all in bf16, in which the least leak
+        # is a rounding, 3e-3; the least leak in fp32 is 3e-5.
+        tolerance = 5e-6 if next(module.parameters()).dtype == torch.float32 else 1e-3
         return bool(((after - before).abs() > tolerance * (1 + before.abs())).any())
 
     def of_model(self, causal: PreTrainedModel, way: Way) -> torch.Tensor:

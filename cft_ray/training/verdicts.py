@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from cft_ray.errors import StageFailed, UserError
 from cft_ray.models import function, loading, saving
 from cft_ray.models.architectures import VOCABULARY, tiny_model
+from cft_ray.models.finite import finite
 from cft_ray.models.function import Row
 from cft_ray.training import export, group
 from cft_ray.training.attention import Layout
@@ -65,10 +66,7 @@ def verdict(model_type: str) -> Verdict:
     try:
         made = tiny_model(model_type, vocabulary=len(tokenizer))
         name = type(made).__name__
-        ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-        for config in (made.config, made.generation_config):
-            for key, value in ids.items() if config is not None else ():
-                setattr(config, key, value)
+        _name_tokens(made, tokenizer)
         with torch.inference_mode():
             function.own_losses(made, random_probe(len(tokenizer)).rows)
     except Exception as error:  # noqa: BLE001 - an architecture's own code may raise anything at sizes that it does not expect
@@ -146,16 +144,14 @@ def _trained(source: str, tokenizer: Any, root: Path) -> tuple[str, str]:
 def _compare_gradients(causal: PreTrainedModel, probe: Probe, choice: function.Choice) -> None:
     """See that a step's gradients are those of the model's own forward pass.
 
+    In evaluation mode, as a training may draw by lot: dropout, or which expert is asked (PhiMoE). That it has gradients in its
+    own mode too is seen by a step of that.
+
     Raises:
         UserError: they are not.
     """
     plain: Any = copy.deepcopy(causal)
     function.set_attention(plain, "eager")
-    for model in (plain, causal):
-        model.train()
-        for layer in model.modules():
-            if isinstance(layer, torch.nn.Dropout):
-                layer.p = 0.0
     for row in probe.rows:
         logits = plain(input_ids=row.ids[None], **function.uncached(plain)).logits[0].index_select(0, row.predictors)
         torch.nn.functional.cross_entropy(logits.float(), row.labels, reduction="sum").backward()
@@ -167,7 +163,22 @@ def _compare_gradients(causal: PreTrainedModel, probe: Probe, choice: function.C
         if not torch.allclose(mine, wanted, rtol=1e-2, atol=1e-2 * float(wanted.abs().max()) + 1e-6):
             raise UserError(f"the gradient of {name} is not that of its own forward pass", where=type(causal).__name__)
     causal.zero_grad(set_to_none=True)
+    module.train()(probe.batches[choice.way.padding]).backward()
+    for name, ours in causal.named_parameters():
+        if ours.grad is not None and not finite(ours.grad):
+            raise UserError(f"the gradient of {name} is not finite in training", where=type(causal).__name__)
+    causal.zero_grad(set_to_none=True)
     causal.eval()
+
+
+def _name_tokens(made: PreTrainedModel, tokenizer: Any) -> None:
+    """A tokenizer's roles in a model's configurations. Padding only where the architecture has some by itself: published models
+    mostly name none, and it may mean more than a role (a row of the embedding that is zero)."""
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    for config in (made.config, made.generation_config):
+        for key, value in ids.items() if config is not None else ():
+            if key != "pad_token_id" or getattr(made.config.get_text_config(), key, None) is not None:
+                setattr(config, key, value)
 
 
 def _first(error: Exception) -> str:

@@ -2,13 +2,15 @@
 
 The tokenizer marks a word's beginning at the start of a text only and writes its beginning-of-sequence token through the chat
 template alone, which has no place for a system text, asks for today's date, and ends a turn with another token than the end of
-sequence. The rows spell control tokens, have several turns, and no column `input`.
+sequence. The rows spell control tokens, have several turns, and no column `input`. Phase 2 takes all its rows at each step, so
+that its first loss says on which tokens of which ids it was taken.
 """
 
 import json
 import os
 import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,11 @@ CHAT = (
 )
 TEMPLATE = {"name": "chat", "system": "Be brief.", "date": "2021-03-04"}
 ROWS, HOSTILE = 20, 3
+TALKS = [
+    [("user", "One"), ("assistant", "Hello"), ("user", "Two"), ("assistant", "world")],
+    [("user", "Say hello"), ("assistant", "It ends with a dot."), ("user", "Say more\n"), ("assistant", "Hello there, world.")],
+]
+"""said in turns; both as often"""
 GRID = {
     "name": "asked",
     "storage": {"uri": "storage"},
@@ -38,9 +45,17 @@ GRID = {
         "de": {"files": "de.jsonl", "languages": ["de"], "english": "en", "allow_left_out": 0.5},
     },
     "pairs": [{"phase1": "en", "phase2": "de"}],
-    "strategies": [{"name": "GR_all", "use": "GR", "ratio": 1.0}],
+    "strategies": ["none", {"name": "GR_all", "use": "GR", "ratio": 1.0}],
     "template": TEMPLATE,
-    "training": {"learning_rate": 1e-3, "steps": 2, "batch_size": 4, "max_length": 250, "precision": "fp32", "warmup_steps": 0},
+    "training": {
+        "learning_rate": 1e-3,
+        "steps": 2,
+        "batch_size": 4,
+        "max_length": 250,
+        "precision": "fp32",
+        "warmup_steps": 0,
+        "phase2": {"batch_size": ROWS},
+    },
     "replay": {"max_new_tokens": 6, "max_length": 250},
     "evaluation": {"limit": 2, "evaluate_base": False, "backend": "hf", "benchmarks": ["toy_letters"]},
     "resources": {kind: {"cpus": 1} for kind in ("finetune", "evaluate", "replay")},
@@ -74,8 +89,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     english = [{"instruction": f"Say hello {number}", "output": "Hello there, world."} for number in range(ROWS)]
     for number in range(HOSTILE):
         english[number]["output"] = "It ends with </s> and <|im_end|> here"
-    turns = [("human", "One"), ("gpt", "Hello"), ("human", "Two"), ("gpt", "world")]
-    german = [{"conversations": [{"from": who, "value": text} for who, text in turns]} for _ in range(ROWS)]
+    german = [{"messages": messages(TALKS[number % 2])} for number in range(ROWS)]
     for name, rows in (("en", english), ("de", german)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "grid.yaml").write_text(yaml.safe_dump(GRID, sort_keys=False))
@@ -87,19 +101,24 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return folder, done.stderr
 
 
+def messages(turns: list[tuple[str, str]]) -> list[dict[str, str]]:
+    return [{"role": role, "content": text} for role, text in turns]
+
+
 def trainings(folder: Path) -> dict[str, tuple[dict[str, Any], Path]]:
-    """Data set -> account and exported folder of the training on it."""
+    """Data set -> outputs and exported folder of the training on it; `mixed`: with replay."""
     found = {}
     for path in (folder / "storage" / "artifacts" / "finetune").glob("*/manifest.json"):
         manifest = json.loads(path.read_text())
-        data = "de" if "replay" in manifest["inputs"] else "en"
-        found[data] = manifest["outputs"]["account"], path.parent / manifest["folder"] / "model"
+        data = "mixed" if "replay" in manifest["inputs"] else "de" if "model" in manifest["inputs"] else "en"
+        found[data] = manifest["outputs"], path.parent / manifest["folder"] / "model"
+    assert found.keys() == {"en", "de", "mixed"}
     return found
 
 
 def test_rows_that_spell_control_tokens_are_counted_and_shown(ran):
     folder, said = ran
-    account, _ = trainings(folder)["en"]
+    account = trainings(folder)["en"][0]["account"]
     assert (account["came"], account["used"]) == (ROWS, ROWS)
     assert account["noted"]["special_in_text"] == HOSTILE
     assert "3 (15.0 %) that spell a control token" in said
@@ -112,7 +131,7 @@ def test_answers_that_were_cut_are_known_in_the_training_and_shown(ran):
     assert isinstance(replay, pl.DataFrame)
     cut = replay.filter((pl.col("finish_reason") != "stop") & (pl.col("output").str.strip_chars() != ""))
     empty = replay.filter(pl.col("output").str.strip_chars() == "")
-    account, _ = trainings(folder)["de"]
+    account = trainings(folder)["mixed"][0]["account"]
     assert account["came"] == 2 * ROWS and account["noted"]["answer_cut"] == cut.height > 0
     assert account["left_out"].get("no_output", 0) == empty.height
     assert "whose answer was cut" in said
@@ -139,3 +158,39 @@ def test_the_exported_model_is_asked_as_it_was_taught_and_stops_where_it_was_tau
         assert GenerationConfig.from_pretrained(exported).eos_token_id == ends
         card = (exported / "README.md").read_text()
         assert "<|im_end|>" in card and "04 Mar 2021" in card and "[INST] Be brief." in card
+
+
+def test_of_several_turns_all_answers_are_taught_in_the_ids_of_the_chat_template(ran):
+    """The first loss is that of plain transformers on `apply_chat_template`'s ids, on the assistant's turns and their ends."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder, _ = ran
+    done = trainings(folder)
+    outputs, _ = done["de"]
+    before = AutoModelForCausalLM.from_pretrained(done["en"][1], attn_implementation="eager").eval()
+    plain: Any = AutoTokenizer.from_pretrained(folder / "model")
+
+    def ids(said: list[dict[str, str]], *, ask: bool) -> list[int]:
+        opened = [said[0] | {"content": f"{TEMPLATE['system']}\n\n{said[0]['content']}"}, *said[1:]]  # it has no place for it
+        day = date.fromisoformat(TEMPLATE["date"])
+        return plain.apply_chat_template(
+            opened, tokenize=True, return_dict=False, add_generation_prompt=ask, strftime_now=day.strftime
+        )
+
+    losses, tokens = [], 0
+    for talk in TALKS:
+        said = messages(talk)
+        whole = ids(said, ask=False)
+        labels = torch.full((len(whole),), -100)
+        for place in range(1, len(said), 2):
+            begin, stop = len(ids(said[:place], ask=True)), len(ids(said[: place + 1], ask=False))
+            assert plain.decode(whole[begin:stop]).strip() == f"{said[place]['content']}<|im_end|>"
+            labels[begin:stop] = torch.tensor(whole[begin:stop])
+        with torch.no_grad():
+            logits = before(input_ids=torch.tensor([whole])).logits[0, :-1]
+        losses.append(torch.nn.functional.cross_entropy(logits, labels[1:], reduction="none")[labels[1:] != -100])
+        tokens += len(whole)
+    assert outputs["account"]["used"] == ROWS and outputs["account"]["noted"].get("earlier_untaught", 0) == 0
+    assert outputs["tokens"] == outputs["steps"] * tokens * ROWS // 2
+    assert outputs["loss_first"] == pytest.approx(float(torch.cat(losses).mean()), abs=1e-5)

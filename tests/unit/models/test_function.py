@@ -96,14 +96,15 @@ def test_who_only_looks_is_told_of_numbers_that_are_none():
         settle(model, "m")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["lfm2", "lfm2_moe"])
-def test_a_leak_of_two_tokens_between_samples_is_seen(kind):
+def test_a_leak_of_two_tokens_between_samples_is_seen(kind, dtype):
     """A convolution over three tokens: too little for the mean of the losses."""
-    choice = chosen(tiny_model(kind))
+    choice = chosen(tiny_model(kind).to(dtype))
     assert choice.way == Way("padded") and "after another sample" in choice.notes[0]
 
 
-@pytest.mark.parametrize("kind", ["llama", "gemma2", "mixtral", "gpt_oss"])
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "mixtral", "gpt_oss", "deepseek_v3", "olmoe"])
 def test_the_noise_of_bf16_is_no_leak(kind):
     assert chosen(tiny_model(kind).to(torch.bfloat16)).way == Way()
 

@@ -13,6 +13,8 @@ FREE, PADDED = "samples end to end, chunked head", "samples padded, chunked head
         ("llama", Verdict("llama", "LlamaForCausalLM", FREE, "cft_ray_varlen")),
         ("gemma2", Verdict("gemma2", "Gemma2ForCausalLM", FREE, "cft_ray_varlen")),
         ("mixtral", Verdict("mixtral", "MixtralForCausalLM", FREE, "cft_ray_varlen")),
+        ("phimoe", Verdict("phimoe", "PhimoeForCausalLM", FREE, "cft_ray_varlen")),  # in training it draws experts by lot
+        ("youtu", Verdict("youtu", "YoutuForCausalLM", FREE, "cft_ray_varlen")),
         ("bloom", Verdict("bloom", "BloomForCausalLM", PADDED, "eager")),
         ("lfm2_moe", Verdict("lfm2_moe", "Lfm2MoeForCausalLM", PADDED, "cft_ray_sdpa")),
     ],

@@ -110,6 +110,30 @@ def test_what_was_loaded_otherwise_than_it_lies_in_the_file_is_named(llama, name
     assert raised.value.where == str(llama / "model.safetensors")
 
 
+@pytest.mark.parametrize("place", [0, -1])
+def test_one_number_that_is_none_is_enough(llama, place):
+    def change(tensors):
+        tensors["model.norm.weight"][place] = torch.nan
+
+    rewrite(llama, change)
+    with pytest.raises(UserError, match=r"tensor model\.norm\.weight holds NaN"):
+        load(str(llama), dtype=torch.bfloat16)
+
+
+def test_a_row_that_transformers_takes_for_nothing_while_loading_is_told_with_the_remedy(saved):
+    """Youtu's padding row: the tied head would predict otherwise than engines that read the files."""
+    folder, _ = saved("youtu")
+    assert not (load(str(folder), dtype=torch.float32).model.embed_tokens.weight == 0).all(1).any()
+    config = json.loads((folder / "config.json").read_text())
+    assert config.get("pad_token_id") is None
+    (folder / "config.json").write_text(json.dumps({**config, "pad_token_id": 7}))
+    with pytest.raises(UserError, match=r"sets row 7 of model\.embed_tokens\.weight \(pad_token_id\) to zero") as caught:
+        load(str(folder), dtype=torch.float32)
+    assert "pad_token_id to null" in str(caught.value)
+    rewrite(folder, lambda tensors: tensors["model.embed_tokens.weight"][7].zero_())
+    load(str(folder), dtype=torch.float32)
+
+
 def test_a_weight_that_is_missing(llama):
     rewrite(llama, lambda tensors: tensors.pop("model.layers.0.mlp.up_proj.weight"))
     with pytest.raises(UserError, match=r"lack weights.*layers\.0\.mlp\.up_proj"):

@@ -51,3 +51,30 @@ def test_a_step_that_leaves_a_target_out_is_refused(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(SummedLoss, "forward", short)
     with pytest.raises(ValueError, match="not the sum"):
         probe.losses(module, Way(), torch.device("cpu"))
+
+
+class Told(torch.nn.Module):
+    """Gives the losses that it is told, one after the other."""
+
+    def __init__(self, dtype: torch.dtype, *losses: torch.Tensor) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1, dtype=dtype))
+        self.losses = list(losses)
+
+    def forward(self, batch: Any, summed: bool = True) -> torch.Tensor:
+        return self.losses.pop(0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("dtype", "noise", "leak"), [(torch.float32, 1e-6, 3e-5), (torch.bfloat16, 3e-4, 3e-3)])
+def test_one_token_that_is_predicted_otherwise_is_a_leak_and_all_tokens_noise_is_none(dtype, noise, leak) -> None:
+    """Sizes of both as they were seen on tiny models of ten architectures, with room on both sides."""
+    probe = random_probe()
+    generator = torch.Generator().manual_seed(0)
+    before = 8 * torch.rand(24, generator=generator)
+    noisy = before + noise * (1 + before) * (2 * torch.rand(24, generator=generator) - 1)
+    assert not probe.leaks(Told(dtype, before, noisy), torch.device("cpu"))
+    for place in (0, 11, 23):
+        other = noisy.clone()
+        other[place] += leak * (1 + before[place])
+        assert probe.leaks(Told(dtype, before, other), torch.device("cpu"))
