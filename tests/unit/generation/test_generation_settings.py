@@ -5,7 +5,9 @@ import json
 import pytest
 
 from cft_ray.errors import UserError
-from cft_ray.generation.settings import engine_arguments
+from cft_ray.generation import settings
+from cft_ray.generation.settings import engine_arguments, shared_arguments
+from cft_ray.grid.settings import EngineSettings, ReplaySampling
 from cft_ray.stages.replay import answer_seed
 
 CONFIG = {
@@ -53,6 +55,14 @@ def test_gpu_leaves_the_dtype_to_the_checkpoint(model):
     given = engine_arguments(model, dtype="auto", max_length=4096, seed=0, on="cuda", gpus=4)
     assert given["dtype"] == "auto" and given["tensor_parallel_size"] == 4
     assert "enforce_eager" not in given and "kv_cache_memory_bytes" not in given
+
+
+@pytest.mark.parametrize(("gpus", "split", "memory"), [(0, 1, 0.8), (1, 1, 0.8), (2, 2, 0.8), (0.5, 1, 0.4)])
+def test_an_engine_that_is_kept_takes_the_stages_gpus_or_the_machines_one(model, monkeypatch, gpus, split, memory):
+    monkeypatch.setattr(settings, "device", lambda: "cuda")
+    given = shared_arguments(model, ReplaySampling(), EngineSettings(gpu_memory=0.8, sequences=7), gpus)
+    assert (given["tensor_parallel_size"], given["gpu_memory_utilization"]) == (split, pytest.approx(memory))
+    assert given["max_num_seqs"] == 7 and "max_num_batched_tokens" not in given
 
 
 def test_no_model(tmp_path):

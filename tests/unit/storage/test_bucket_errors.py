@@ -1,6 +1,11 @@
 """What a bucket or folder answers, in words, and whether it passes."""
 
 import errno
+import io
+import os
+import sys
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,6 +13,7 @@ from obstore import exceptions
 
 from cft_ray.storage import bucket
 from cft_ray.storage.bucket import Bucket
+from cft_ray.storage.errors import StorageError
 from cft_ray.storage.local import Folder
 
 
@@ -116,3 +122,29 @@ def test_a_profile_is_read_where_the_environment_has_no_credentials(monkeypatch,
     pytest.importorskip("boto3")
     provider: Any = bucket._profile()
     assert provider is not None and provider()["access_key_id"] == "a"
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_profile_that_is_asked_for_needs_boto3(monkeypatch, tmp_path, named):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SKIP_SIGNATURE", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setitem(sys.modules, "obstore.auth.boto3", None)
+    (tmp_path / "credentials").write_text("[default]\naws_access_key_id = a\naws_secret_access_key = b\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    if not named:
+        assert bucket._profile() is None
+        return
+    monkeypatch.setenv("AWS_PROFILE", "default")
+    with pytest.raises(StorageError, match="boto3, which is not installed"):
+        bucket._profile()
+
+
+def test_an_object_is_read_at_any_place_like_a_file():
+    data = os.urandom(1000)
+    there: Any = SimpleNamespace(_range=lambda path, start, stop, tag: data[start:stop])
+    ours, file = bucket._Ranges(there, "x", len(data), None, nullcontext), io.BytesIO(data)
+    for reader in (lambda stream: stream.read(10), lambda stream: stream.read(0), lambda stream: stream.read(2000)):
+        for place in ((0, io.SEEK_SET), (700, io.SEEK_SET), (-3, io.SEEK_END), (-1, io.SEEK_CUR), (-20, io.SEEK_CUR)):
+            assert ours.seek(*place) == file.seek(*place) and ours.tell() == file.tell()
+            assert reader(ours) == reader(file) and ours.tell() == file.tell()
+    assert ours.readable() and ours.seekable() and not ours.writable()

@@ -124,3 +124,27 @@ def test_a_listing_has_times_and_sizes(tmp_path):
     assert (found.name, found.size) == ("e/f", 2) and found.changed is not None and found.changed.timestamp() == 1_000_000
     (found,) = Folder("x").list(str(tmp_path / "d"), recursive=False)
     assert (found.name, found.size, found.is_file) == ("e", None, False) and found.changed is not None
+
+
+def test_what_is_not_there_cannot_be_replaced(tmp_path):
+    assert Folder("x").replace(str(tmp_path / "deep" / "a"), b"1", Version("x")) is None
+    assert not (tmp_path / "deep" / "a").exists()
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError(errno.ENOENT, "gone"), PermissionError(errno.EPERM, "held")])
+def test_what_another_removes_meanwhile_is_removed_and_what_cannot_be_is_said(tmp_path, monkeypatch, error):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").touch()
+    unlink = os.unlink
+
+    def removed(path: Any, **more: Any) -> None:
+        unlink(path, **more)
+        raise error
+
+    monkeypatch.setattr(os, "unlink", removed)
+    if isinstance(error, FileNotFoundError):
+        remove_local(tmp_path / "folder")
+        assert list(tmp_path.iterdir()) == []
+    else:
+        with pytest.raises(PermissionError, match="held"):
+            remove_local(tmp_path / "folder")

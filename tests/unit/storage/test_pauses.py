@@ -113,3 +113,19 @@ def test_a_folder_is_copied_to_the_root_and_back(tmp_path):
     back = [path for path in (tmp_path / "back").rglob("*") if path.is_file()]
     assert {path.relative_to(tmp_path / "back").as_posix(): path.read_text() for path in back} == {"c": "b/c", "d/e": "b/d/e"}
     storage.sync("b")
+
+
+@pytest.mark.parametrize("copy", [lambda storage, folder: storage.fill(folder), lambda storage, folder: storage.mirror(folder)])
+def test_a_folder_of_which_a_file_cannot_be_copied_is_no_copy(tmp_path, copy):
+    storage: Any = Storage(tmp_path / "storage", patience=0)
+    (tmp_path / "folder").mkdir()
+    for place in (tmp_path / "folder" / "a", tmp_path / "storage" / "a"):
+        place.parent.mkdir(exist_ok=True)
+        place.write_text("x")
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    storage._files.upload = storage._files.download = full
+    with pytest.raises(StorageError, match="No space left"):
+        copy(storage, tmp_path / "folder")

@@ -29,6 +29,12 @@ def test_processes_do_not_come_back_together(clock):
     assert len(set(clock.pauses)) == len(clock.pauses)
 
 
+def test_a_pause_may_be_anything_up_to_its_bound(clock):
+    for _ in range(40):
+        retry.patiently(failing(1), lambda _: True, where="x")
+    assert min(clock.pauses) < retry.FIRST / 4 and 3 * retry.FIRST / 4 < max(clock.pauses) <= retry.FIRST
+
+
 def test_the_setting_says_when_it_is_over(clock, monkeypatch):
     monkeypatch.setenv(retry.VARIABLE, "100")
     with pytest.raises(OSError, match="away"):
@@ -54,6 +60,11 @@ def test_a_command_gives_up_soon_on_a_storage_that_it_has_never_heard_of(clock, 
         with pytest.raises(OSError, match="away"):
             retry.patiently(failing(10**9), lambda _: True, where=where)
         assert clock.now - begun == pytest.approx(waited)
+    assert retry.patiently(lambda: "there", lambda _: True, where="z") == "there"
+    begun = clock.now
+    with pytest.raises(OSError, match="away"):
+        retry.patiently(failing(10**9), lambda _: True, where="z")
+    assert clock.now - begun == pytest.approx(600)
     with pytest.raises(PermissionError):  # which is an answer
         retry.patiently(failing(1, PermissionError("no")), lambda _: False, where="x")
     begun = clock.now
