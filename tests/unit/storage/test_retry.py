@@ -1,5 +1,8 @@
 """Patience with what is transient."""
 
+import importlib.util
+from typing import Any
+
 import pytest
 
 from cft_ray.storage import retry
@@ -71,6 +74,18 @@ def test_a_command_gives_up_soon_on_a_storage_that_it_has_never_heard_of(clock, 
     with pytest.raises(OSError, match="away"):
         retry.patiently(failing(10**9), lambda _: True, where="x")
     assert clock.now - begun == pytest.approx(600)
+
+
+def test_who_is_no_command_is_patient_from_the_first(clock, monkeypatch):
+    monkeypatch.delenv(retry.VARIABLE, raising=False)
+    found = importlib.util.spec_from_file_location("retry_as_it_is_imported", retry.__file__)
+    assert found is not None and found.loader is not None
+    fresh: Any = importlib.util.module_from_spec(found)
+    found.loader.exec_module(fresh)
+    fresh.time = clock
+    with pytest.raises(OSError, match="away"):
+        fresh.patiently(failing(10**9), lambda _: True, where="x")
+    assert clock.now == pytest.approx(600)
 
 
 def test_what_does_not_pass_is_not_tried_again(clock):
