@@ -146,7 +146,7 @@ def test_perplexity_is_bounded_and_places_are_seeded() -> None:
 def test_writing_is_whole_and_repeatable(planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tables = planted(Shape(pairs=1, strategies=("none", "LF_H2")), without={"insight:parallel"})
     folder = tmp_path / "figures"
-    # Every figure takes seconds; the command line's tests draw them all.
+    # Every figure takes seconds; what the others show is tested above.
     few = ("Figure 1, layer means", "Figure D3, languages", "DES matrix")
     monkeypatch.setattr(writing, "FIGURES", {name: writing.FIGURES[name] for name in few})
     report = write(tables, folder)
