@@ -92,3 +92,10 @@ def test_the_paper_needs(repository):
     assert xlsum.filled(xlsum.config or "", "zh") == "chinese_simplified"
     local = load_grid(repository / "grids" / "smoke.yaml")
     assert needs(local).parts == () and not needs(local).punkt
+
+
+def test_items_that_are_made_here_or_declared_by_nobody_are_no_parts_and_those_behind_them_are_had(repository):
+    mine = "{name: mine, ability: TA, tasks: {en: my_task}, metric: acc}"
+    found = needs(load_grid(repository / "grids" / "smoke.yaml", [f"evaluation.benchmarks=[toy_letters, {mine}, ifeval]"]))
+    assert [(part.kind, part.repository) for part in found.parts] == [("dataset", "google/IFEval")]
+    assert found.unknown == ("mine",) and found.punkt
