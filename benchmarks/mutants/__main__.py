@@ -3,7 +3,7 @@
 Writes ``reports/benchmarks/mutants.json``, of which it renews the room's part. A change that nobody can notice, because it
 changes no result, stands in ``equivalent.yaml`` with the reason. The tests of a room are those of ``tests/unit/ROOM`` and
 ``tests/integration/ROOM`` that start no Ray, or those named in ``TESTS``. After tests were added, ``--again`` tries only what
-the last trial of the room had not noticed; the room's code must be the same.
+the last trial of the room had not noticed, wherever the code still has it.
 
 Run it from the checkout with ``PYTHONPATH=benchmarks python -m mutants ROOM``.
 """
@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 from record import REPORTS, ROOT, commit, record
 
-from mutants.changes import Change, sample
+from mutants.changes import Change, changes_of, sample
 from mutants.swapped import Session
 from mutants.trial import baseline, copy_of, noticed
 
@@ -80,56 +80,74 @@ def main() -> None:
     parser.add_argument("--seed", type=int, nargs="+", default=[0], help="which changes are drawn, several in turn (default 0)")
     parser.add_argument("--tests", nargs="+", help="folders of tests, where the room's own are not meant")
     parser.add_argument("--modules", default="*.py", help="only modules of this name, e.g. 'stor*.py'")
-    parser.add_argument("--again", action="store_true", help="only the recorded trial's survivors, on its size and seeds")
+    parser.add_argument("--again", action="store_true", help="only what the last trial had not noticed")
     options = parser.parse_args()
     before = _rooms().get(options.room) if options.again else None
-    if options.again and (before is None or "size" not in before):
+    if options.again and before is None:
         parser.error(f"there is no trial of {options.room} to repeat")
     begun = time.monotonic()
     with copy_of(ROOT) as tree:
         folders = [f"tests/unit/{options.room}", f"tests/integration/{options.room}"]
         tests = options.tests or TESTS.get(options.room) or [folder for folder in folders if (tree / folder).is_dir()]
-        size, seeds = (before["size"], before["seeds"]) if before else (options.size, options.seed)
-        found = trial(tree, options.room, tests, options.modules, size, seeds, options.minutes, before)
-    found |= {"commit": commit(), "size": size, "seeds": seeds, "tests": tests, "seconds": round(time.monotonic() - begun)}
-    if before:
-        found |= {"whole_trial": before.get("whole_trial", before["commit"]), "seconds": before["seconds"] + found["seconds"]}
+        if before is None:
+            left_out = LEFT_OUT.get(options.room, ([], ""))[0]
+            package = tree / "cft_ray" / options.room
+            draws = [sample(package, options.modules, left_out, tree, options.size, seed) for seed in options.seed]
+            drawn = list(dict.fromkeys(change for draw in draws for change in draw))
+            found = trial(tree, options.room, tests, drawn, options.minutes)
+            found |= {"size": options.size, "seeds": options.seed, "tests": tests, "seconds": round(time.monotonic() - begun)}
+        else:
+            drawn = _survivors(tree, before["survivors"])
+            found = _joined(before, trial(tree, options.room, tests, drawn, float("inf")), len(drawn))
+    found["commit"] = commit()
     rooms = _rooms() | {options.room: found}
     record("mutants", "make mutants ROOM=" + options.room, {"rooms": dict(sorted(rooms.items()))})
-    print(f"{options.room}: {found['noticed']} of {found['tried']} noticed, in {found['seconds']} s")
+    print(f"{options.room}: {found['noticed']} of {found['tried']} noticed, in {round(time.monotonic() - begun)} s")
 
 
-def trial(
-    tree: Path,
-    room: str,
-    tests: list[str],
-    modules: str,
-    size: int,
-    seeds: list[int],
-    minutes: float,
-    before: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Try a sample of a room's changes until the time is up; what was noticed and what was not, as it is kept.
+def _survivors(tree: Path, survivors: list[dict[str, Any]]) -> list[Change]:
+    """The changes that an earlier trial did not notice, where the code still has them."""
+    found = []
+    for survivor in survivors:
+        path, text = survivor["at"].rpartition(":")[0], survivor.get("line")
+        source = (tree / path).read_text(encoding="utf-8") if (tree / path).is_file() else ""
+        lines = source.splitlines()
+        for change in (each for place in changes_of(path, source) for each in place):
+            if change.operator != survivor["operator"] or (text and lines[change.line - 1].strip() != text):
+                continue
+            if change not in found and _shown(tree, change)[1] == survivor["change"]:
+                found.append(change)
+                break
+    return found
+
+
+def _joined(before: dict[str, Any], found: dict[str, Any], tried: int) -> dict[str, Any]:
+    """An earlier trial with what became of its survivors; those that the code no longer has do not count."""
+    noticed = before["noticed"] + found["noticed"]
+    whole = noticed + len(found["survivors"])
+    return before | {
+        "tried": whole,
+        "noticed": noticed,
+        "share_noticed": round(noticed / whole, 4) if whole else None,
+        "survivors": found["survivors"],
+        "equivalent": before["equivalent"] + found["equivalent"],
+        "gone": before.get("gone", 0) + len(before["survivors"]) - tried,
+        "whole_trial": before.get("whole_trial", before["commit"]),
+    }
+
+
+def trial(tree: Path, room: str, tests: list[str], drawn: list[Change], minutes: float) -> dict[str, Any]:
+    """Try changes of a room until the time is up; what was noticed and what was not, as it is kept.
 
     Args:
         tree: copy of the checkout.
         room: folder of the package.
         tests: files and folders.
-        modules: only those of this name.
-        size: changes drawn with each seed.
-        seeds: of the draws.
+        drawn: what is tried.
         minutes: after which no further change is begun; the tests' first run is not counted.
-        before: what an earlier trial of the same changes gave; what was noticed then is not tried again.
     """
     package = tree / "cft_ray" / room
     left_out, reason = LEFT_OUT.get(room, ([], ""))
-    drawn = list(dict.fromkeys(change for seed in seeds for change in sample(package, modules, left_out, tree, size, seed)))
-    left = None
-    if before is not None:
-        drawn, minutes = drawn[: before["drawn"]], float("inf")
-        left = {(each["file"], each["line"], each["change"]) for each in before["survivors"]}
-        if not left <= {(change.path, *_shown(tree, change)) for change in drawn}:
-            raise SystemExit(f"the code of {room} has changed since its trial: begin a new one, without --again")
     known = baseline(tree, package, tests)
     for test in known.broken:
         print(f"left out, since it fails without a change: {test}")
@@ -151,8 +169,6 @@ def trial(
         if known_reason:
             equivalent.append({**where, "reason": known_reason})
             said = "equivalent"
-        elif left is not None and (change.path, line, after) not in left:
-            continue
         else:
             by = noticed(tree, tests, change, known, session)
             said = by or "NOT NOTICED"
