@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "benchmarks"))
 
 pytest.importorskip("cosmic_ray", reason="needs the extra dev")
 
+import mutants.__main__ as mutants
 from mutants.changes import changes_of, sample
 
 SOURCE = '''"""A docstring with 1 + 1."""
@@ -55,6 +56,21 @@ def test_a_seed_draws_the_same_places_once_each(tmp_path):
     assert drawn[0] == drawn[1] and len({(change.line, change.column) for change in drawn[0]}) == 3
     assert len(sample(tmp_path, "*.py", ["other*.py"], tmp_path, 99, 0)) == len(changes_of("m.py", SOURCE))
     assert sample(tmp_path, "other*.py", [], tmp_path, 99, 0) == sample(tmp_path, "*.py", ["m*.py"], tmp_path, 99, 0) == []
+
+
+def test_what_was_not_noticed_is_found_again_where_it_stands_now_and_counts_once(tmp_path):
+    survivor = {"at": "m.py:6", "operator": "DropCall", "line": "lock.release()", "change": "pass", "file": "m.py"}
+    survivors = [survivor, survivor | {"line": None}, survivor | {"line": "lock.keep()"}, survivor | {"at": "gone.py:1"}]
+    assert mutants._survivors(tmp_path, survivors) == []
+    (tmp_path / "m.py").write_text("more = 1\n" + SOURCE + "\n\ndef later():\n    lock.release()\n")
+    found = mutants._survivors(tmp_path, survivors)
+    assert [(change.operator, change.line) for change in found] == [("DropCall", 7), ("DropCall", 12)]
+    before = {"drawn": 12, "tried": 10, "noticed": 6, "survivors": survivors, "equivalent": [1, 2], "commit": "old"}
+    now = {"noticed": 1, "survivors": [], "equivalent": [3]}
+    joined = mutants._joined(before, now, len(found))
+    assert (joined["drawn"], joined["tried"], joined["noticed"], joined["share_noticed"]) == (12, 7, 7, 1.0)
+    assert (joined["equivalent"], joined["gone"], joined["whole_trial"]) == ([1, 2, 3], 2, "old")
+    assert mutants._joined(joined | {"commit": "new"}, now | {"noticed": 0}, 0)["whole_trial"] == "old"
 
 
 MODULE = """
