@@ -197,7 +197,7 @@ def _check(location: str) -> None:
     try:
         kind = kind_of(location)
         if kind != "file":
-            what = "this is a folder" if kind == "folder" else "there is no such file"
+            what = {"folder": "this is a folder", "other": "this is no regular file"}.get(kind or "", "there is no such file")
             raise UserError(what, where=location, fix=_neighbours(location) or "name an existing data file")
     except OSError as error:
         raise UserError(f"cannot be read ({error})", where=location, fix="check the path and access") from error

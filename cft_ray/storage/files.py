@@ -51,13 +51,14 @@ def open_file(location: str) -> BinaryIO:
 
 
 def kind_of(location: str) -> str | None:
-    """``file``, ``folder``, or None where there is nothing.
+    """``file``, ``folder``, ``other`` for pipes, devices and sockets, which are not read; None where there is nothing.
 
     Raises:
         UserError: as `open_file`.
     """
     storage, parts = placed(location)
-    return storage.kind(*parts)
+    found = storage.kind(*parts)
+    return "other" if found == "file" and storage.entry(*parts) is None else found
 
 
 def names_beside(location: str) -> list[str]:

@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import json
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from cft_ray.data.readers import Wanted, as_text, column_names, read_file, require_columns
+from cft_ray.data.readers import BATCH, Wanted, as_text, column_names, read_file, require_columns
 from cft_ray.data.records import ending
 from cft_ray.errors import UserError
 
@@ -417,3 +418,35 @@ class TestValues:
         save(tmp_path / "a.jsonl", '{"turns": ["ok"]}\n{"turns": [{"content": "cut \\ud83d"}]}\n')
         said = refused(tmp_path / "a.jsonl", Wanted(("turns",), lists=frozenset({"turns"})))
         assert r"line 2: 'turns' has half of a character, '\ud83d'" in said
+
+
+def test_what_is_no_file_is_named_and_never_opened(tmp_path, bucket):
+    (tmp_path / "folder.jsonl").mkdir()
+    os.mkfifo(tmp_path / "pipe.jsonl")  # whoever opened it would wait for ever
+    bucket.put("data/rows.jsonl", b"")
+    for location, what in (
+        (f"{tmp_path}/folder.jsonl", "this is a folder"),
+        (f"{tmp_path}/pipe.jsonl", "no regular file"),
+        (f"{tmp_path}/pipes.jsonl", "no such file"),
+        ("s3://bucket/data/row.jsonl", "no such file"),
+    ):
+        with pytest.raises(UserError, match=what) as raised:
+            list(read_file(location, Wanted(("a",))))
+        assert raised.value.where == location and ("no such" not in what or "nearest name" in str(raised.value.fix))
+
+
+@pytest.mark.parametrize("ending", ["parquet", "jsonl", "csv", "jsonl.gz"])
+def test_a_bucket_s_files_are_read_as_those_of_a_folder(tmp_path, bucket, ending):
+    rows = [{"a": f"row {number}", "b": str(number)} for number in range(3 * BATCH)]
+    path = tmp_path / f"rows.{ending}"
+    if ending == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=1000)
+    elif ending == "csv":
+        path.write_text("a,b\n" + "".join(f"{row['a']},{row['b']}\n" for row in rows))
+    else:
+        data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        path.write_bytes(gzip.compress(data) if ending.endswith("gz") else data)
+    bucket.put(f"data/{path.name}", path.read_bytes())
+    there = pa.concat_tables(read_file(f"s3://bucket/data/{path.name}", Wanted(("b", "a"))))
+    assert there.to_pylist() == [{"b": row["b"], "a": row["a"]} for row in rows]
+    assert there == pa.concat_tables(read_file(str(path), Wanted(("b", "a"))))
