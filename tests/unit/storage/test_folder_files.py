@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -148,3 +149,28 @@ def test_what_another_removes_meanwhile_is_removed_and_what_cannot_be_is_said(tm
     else:
         with pytest.raises(PermissionError, match="held"):
             remove_local(tmp_path / "folder")
+
+
+@pytest.mark.parametrize("how", ["write", "create", "replace", "upload"])
+def test_what_counts_is_on_the_disk_before_it_has_its_name_and_then_the_name_is(tmp_path, monkeypatch, how):
+    """A power cut leaves the old file or the new one, never a name without its content."""
+    folder, target, done = Folder("x"), tmp_path / "deep" / "file", []
+    target.parent.mkdir()
+    (tmp_path / "source").write_bytes(b"new")
+    version = folder.write(str(target), b"old") if how == "replace" else None
+    flush = os.fsync
+
+    def fsync(handle: int) -> None:
+        path = Path(f"/proc/self/fd/{handle}").readlink()
+        done.append(("folder" if path.is_dir() else "content", target.exists() and target.read_bytes() == b"new"))
+        flush(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    made = {
+        "write": lambda: folder.write(str(target), b"new"),
+        "create": lambda: folder.create(str(target), b"new"),
+        "replace": lambda: folder.replace(str(target), b"new", version),
+        "upload": lambda: folder.upload(tmp_path / "source", str(target)),
+    }[how]()
+    assert how == "upload" or made is not None
+    assert done == [("content", False), ("folder", True)]
