@@ -157,7 +157,7 @@ def test_what_counts_is_on_the_disk_before_it_has_its_name_and_then_the_name_is(
     folder, target, done = Folder("x"), tmp_path / "deep" / "file", []
     target.parent.mkdir()
     (tmp_path / "source").write_bytes(b"new")
-    version = folder.write(str(target), b"old") if how == "replace" else None
+    version = folder.write(str(target), b"old") if how == "replace" else Version("none")
     flush = os.fsync
 
     def fsync(handle: int) -> None:
