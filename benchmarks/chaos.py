@@ -37,7 +37,7 @@ from drive import grid_plan  # noqa: E402
 from faults import storm  # noqa: E402
 from minigrid import GRID  # noqa: E402
 from outcome import attempts, differences, light, real  # noqa: E402
-from record import REPORTS, record  # noqa: E402
+from record import REPORTS, commit, record  # noqa: E402
 from s3double import Asked, S3Double, running  # noqa: E402
 from toygraph import World  # noqa: E402
 
@@ -200,7 +200,7 @@ def once(kind: str, where: str, seed: int | None, double: S3Double, wanted: dict
                 said["problem"] = f"{type(error).__name__}: {error}"[:2000]
         if said.get("problem") or said.get("different"):
             said["log"] = logs[-1].read_text()[-4000:]
-        return {"kind": kind, "where": where, "seed": seed, **said}, left
+        return {"kind": kind, "where": where, "seed": seed, "commit": commit(), **said}, left
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
