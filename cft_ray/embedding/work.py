@@ -20,6 +20,7 @@ from cft_ray.embedding.blocks import Blocks, blocks_of, read_block, text_of
 from cft_ray.embedding.model import Embedder
 from cft_ray.errors import UserError
 from cft_ray.grid.settings import EmbeddingSettings
+from cft_ray.machine import devices_for
 from cft_ray.plan.stage import Resources
 
 PROBLEM = "problem"
@@ -64,11 +65,12 @@ def embedded(settings: EmbeddingSettings, resources: Resources, locate: Locate, 
     done = asked.map_batches(
         Block,
         fn_constructor_args=given,
-        batch_size=None,
+        batch_size=1,  # Ray Data wants one to be named where there are GPUs
         batch_format="pyarrow",
         compute=pool,
         num_cpus=resources.cpus,
         num_gpus=resources.gpus,
+        runtime_env={"env_vars": devices_for(resources.gpus)},
     )
     for batch in done.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         table = cast(pa.Table, batch)

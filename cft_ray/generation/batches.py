@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from cft_ray.generation.requests import Answer, Prompt, parameters
-from cft_ray.generation.settings import device, engine_arguments, environment
+from cft_ray.generation.settings import engine_arguments, environment
+from cft_ray.machine import devices_for
 from cft_ray.grid.settings import EngineSettings, ReplaySampling
 from cft_ray.plan.stage import Resources
 
@@ -62,7 +63,7 @@ def answers(
         sequences=limits.sequences,
         batch_tokens=limits.batch_tokens,
         gpu_memory=limits.gpu_memory,
-        on="cuda" if gpus or device() == "cuda" else "cpu",
+        on="cuda" if gpus else "cpu",
         gpus=max(gpus, 1),
     )
     arguments.pop("model")
@@ -74,7 +75,7 @@ def answers(
         max_concurrent_batches=CONCURRENT_BATCHES,
         concurrency=(1, resources.workers),
         placement_group_config={"bundles": [bundle] + [{"GPU": 1}] * (gpus - 1)},
-        runtime_env={"env_vars": {**environment(), "OMP_NUM_THREADS": str(max(int(resources.cpus), 1))}},
+        runtime_env={"env_vars": {**environment(), **devices_for(gpus), "OMP_NUM_THREADS": str(max(int(resources.cpus), 1))}},
         log_engine_metrics=False,
         chat_template_stage=False,
         tokenize_stage=False,

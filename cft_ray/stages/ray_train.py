@@ -11,6 +11,7 @@ is Ray's own start.
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from ray.exceptions import RayError
@@ -22,6 +23,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from cft_ray.errors import StageFailed, UserError
+from cft_ray.machine import devices_for
 from cft_ray.plan.stage import Resources
 from cft_ray.stages.deaths import PREEMPTIONS, is_preemption
 
@@ -53,7 +55,7 @@ def run(work: Callable[[dict[str, Any]], Any], told: dict[str, Any], needs: Reso
         trainer = DataParallelTrainer(
             work,
             train_loop_config=told,
-            backend_config=Launch(),
+            backend_config=Launch(needs.gpus),
             scaling_config=ScalingConfig(
                 num_workers=needs.workers,
                 use_gpu=needs.gpus > 0,
@@ -105,8 +107,15 @@ def _of_others(error: Exception) -> bool:
     )
 
 
+@dataclass
 class Launch(BackendConfig):
-    """Tells each worker its place, as ``torchrun`` does."""
+    """Tells each worker its place, as ``torchrun`` does, and what it may see.
+
+    Args:
+        gpus: of each worker.
+    """
+
+    gpus: float
 
     @property
     def backend_cls(self) -> type[Backend]:
@@ -118,14 +127,15 @@ class _Launcher(Backend):
     share_cuda_visible_devices = True
     """ranks of a machine see each other's devices, as NCCL wants it; each takes the one of its local rank"""
 
-    def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
+    def on_start(self, worker_group: Any, backend_config: Launch) -> None:
         address, port = worker_group.execute_single(0, get_address_and_port)
-        worker_group.execute(_enter, address, port)
+        worker_group.execute(_enter, address, port, backend_config.gpus)
 
 
-def _enter(address: str, port: int) -> None:
+def _enter(address: str, port: int, gpus: float) -> None:
     place = get_context()
     os.environ.update(
+        devices_for(gpus),
         MASTER_ADDR=address,
         MASTER_PORT=str(port),
         RANK=str(place.get_world_rank()),

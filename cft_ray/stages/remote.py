@@ -14,6 +14,7 @@ import ray
 from ray.exceptions import RayTaskError
 
 from cft_ray.generation.settings import environment, prepare_environment
+from cft_ray.machine import devices_for
 from cft_ray.stages.context import StageContext
 
 T = TypeVar("T")
@@ -76,7 +77,7 @@ def warm_up(sorts: Iterable[str]) -> None:
     """
     before: Any = None
     for sort in sorts:
-        variables = _variables(engine=sort == "engine")
+        variables = _variables(0, engine=sort == "engine")
         task = _IMPORTS.options(num_cpus=0, max_retries=0, name=f"imports for {sort}", runtime_env={"env_vars": variables})
         before = task.remote(sort, before)
 
@@ -114,12 +115,12 @@ def _options(context: StageContext, engine: bool) -> dict[str, Any]:
         "max_retries": 0,
         "scheduling_strategy": "DEFAULT",
         "name": context.stage.kind,
-        "runtime_env": {"env_vars": _variables(engine=engine)},
+        "runtime_env": {"env_vars": _variables(needs.gpus, engine=engine)},
     }
 
 
-def _variables(*, engine: bool) -> dict[str, str]:
-    return environment() if engine else {PROCESS: "work"}
+def _variables(gpus: float, *, engine: bool) -> dict[str, str]:
+    return (environment() if engine else {PROCESS: "work"}) | devices_for(gpus)
 
 
 def _got(reference: Any) -> Any:

@@ -53,13 +53,15 @@ def configuration(settings: TrainingSettings, ranks: int) -> dict[str, Any]:
         "eps": settings.epsilon,
         "weight_decay": settings.weight_decay,
     }
+    if settings.offload == "none" or not gpu:  # DeepSpeed's own for GPUs is compiled on first use, by `nvcc`
+        adam |= {"torch_adam": True, "fused": gpu}
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "train_batch_size": ranks,
         "managed_gradient_accumulation": False,
         "gradient_clipping": settings.max_grad_norm or 0.0,
-        "optimizer": {"type": "AdamW", "params": adam if gpu else {**adam, "torch_adam": True}},
+        "optimizer": {"type": "AdamW", "params": adam},
         "zero_force_ds_cpu_optimizer": gpu and settings.offload != "none",
         "bf16": {"enabled": settings.precision == "bf16"},
         "zero_optimization": zero,
@@ -137,7 +139,7 @@ class Zero3:
         counts_in_tensor = isinstance(optimizer.optimizer, torch.optim.AdamW)  # DeepSpeed's own AdamW counts in a number
         for flat in optimizer.fp32_partitioned_groups_flat:
             optimizer.optimizer.state[flat] = {
-                "step": torch.tensor(float(step)) if counts_in_tensor else step,
+                "step": torch.tensor(float(step), device=flat.device) if counts_in_tensor else step,
                 "exp_avg": torch.zeros_like(flat),
                 "exp_avg_sq": torch.zeros_like(flat),
             }

