@@ -12,8 +12,8 @@ from typing import Any
 
 from cft_ray.generation.requests import Answer, Prompt, parameters
 from cft_ray.generation.settings import engine_arguments, environment
-from cft_ray.machine import devices_for
 from cft_ray.grid.settings import EngineSettings, ReplaySampling
+from cft_ray.machine import devices_for
 from cft_ray.plan.stage import Resources
 
 BATCH_SIZE = 32
