@@ -127,7 +127,8 @@ class _Launcher(Backend):
     share_cuda_visible_devices = True
     """ranks of a machine see each other's devices, as NCCL wants it; each takes the one of its local rank"""
 
-    def on_start(self, worker_group: Any, backend_config: Launch) -> None:
+    def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
+        assert isinstance(backend_config, Launch)
         address, port = worker_group.execute_single(0, get_address_and_port)
         worker_group.execute(_enter, address, port, backend_config.gpus)
 
