@@ -202,10 +202,13 @@ def test_a_stage_that_was_taken_over_writes_no_answers(tmp_path):
 @pytest.mark.parametrize("pattern", ["{language}-*.jsonl", "{language}/part-*/x.jsonl"])
 def test_items_of_a_bucket_are_brought_once_and_are_those_that_were_planned(tmp_path, bucket, monkeypatch, pattern):
     monkeypatch.setenv("CFT_RAY_CACHE", str(tmp_path / "cache"))
+
+    def named(language: str, part: str) -> str:
+        return f"items/{pattern}".replace("{language}", language).replace("*", part)
+
     for language in ("de", "en"):
         for part in "ab":
-            name = pattern.replace("{language}", language).replace("*", part)
-            bucket.put(f"items/{name}", f'{{"a": "{language} {part}"}}\n'.encode())
+            bucket.put(named(language, part), f'{{"a": "{language} {part}"}}\n'.encode())
     files = {"test": f"s3://bucket/items/{pattern}"}
     digest = items_digest(Digests(tmp_path / "d"), files, ("de", "en"), where="x")
     found = local_files(ItemsSource(files=files, digest=digest), ("de", "en"), where="x")
@@ -214,6 +217,6 @@ def test_items_of_a_bucket_are_brought_once_and_are_those_that_were_planned(tmp_
         assert rows == [f"{language} a", f"{language} b"]
         assert all(tmp_path / "cache" in Path(path).parents for path in found[language]["test"])
     assert local_files(ItemsSource(files=files, digest=digest), ("de", "en"), where="x") == found
-    bucket.put(f"items/{name}", b'{"a": "other"}\n')
+    bucket.put(named("en", "b"), b'{"a": "other"}\n')
     with pytest.raises(UserError, match="have changed since they were planned"):
         local_files(ItemsSource(files=files, digest=digest), ("de", "en"), where="x")
