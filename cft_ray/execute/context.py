@@ -1,5 +1,6 @@
 """`StageContext` as it is while a plan runs: artifacts from the store, rows to the reporting actor."""
 
+import contextlib
 import glob
 from collections.abc import Sequence
 from functools import partial
@@ -18,7 +19,7 @@ from cft_ray.plan.digest import Digests
 from cft_ray.plan.specs import Checkpoint
 from cft_ray.plan.stage import Stage
 from cft_ray.storage.cache import Kept, keep
-from cft_ray.storage.hub import from_hub
+from cft_ray.storage.hub import from_hub, transient
 from cft_ray.storage.root import Storage
 
 
@@ -122,13 +123,20 @@ def _bring(storage: Storage, digest: str | None, target: Path) -> None:
 def _from_hub(repository: str, revision: str | None) -> str:
     """A hub model's folder in the hub client's own cache: safetensors and what belongs to them, where it has those."""
     from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     from cft_ray.fetch.hub import model_files
 
     def bring() -> str:
-        wanted = None
-        if not constants.HF_HUB_OFFLINE:
-            wanted = [glob.escape(name) for name in model_files(HfApi().list_repo_files(repository, revision=revision))]
-        return snapshot_download(repository, revision=revision, allow_patterns=wanted)
+        if constants.HF_HUB_OFFLINE:
+            return snapshot_download(repository, revision=revision)
+        try:
+            names = HfApi().list_repo_files(repository, revision=revision)
+        except Exception as error:
+            if transient(error):
+                with contextlib.suppress(LocalEntryNotFoundError):  # a machine that has it needs no hub
+                    return snapshot_download(repository, revision=revision, local_files_only=True)
+            raise
+        return snapshot_download(repository, revision=revision, allow_patterns=[glob.escape(name) for name in model_files(names)])
 
     return from_hub(f"{repository}@{revision or 'main'}", bring)

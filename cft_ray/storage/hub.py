@@ -59,8 +59,8 @@ def transient(error: BaseException) -> bool:
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     causes = list(_causes(error))
-    if any(isinstance(cause, OfflineModeIsEnabled) for cause in causes):
-        return False
+    if isinstance(error, UserError) or any(isinstance(cause, OfflineModeIsEnabled) for cause in causes):
+        return False  # it has been judged, or nobody is to be asked
     for cause in causes:
         if isinstance(cause, HfHubHTTPError | httpx.HTTPStatusError):
             status = cause.response.status_code

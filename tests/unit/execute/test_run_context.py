@@ -5,6 +5,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import httpx
 import huggingface_hub
 import pytest
 from huggingface_hub import constants
@@ -21,6 +22,7 @@ from cft_ray.grid.loggers import Logger
 from cft_ray.plan.digest import Digests
 from cft_ray.plan.specs import Checkpoint, DriftSpec
 from cft_ray.plan.stage import Stage
+from cft_ray.storage import retry
 from cft_ray.storage.root import Storage
 
 
@@ -167,7 +169,7 @@ def test_of_a_hub_model_safetensors_and_what_belongs_to_them_are_taken(monkeypat
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
     monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda self, repository, *, revision: names)
 
-    def snapshot(repository: str, *, revision: str | None, allow_patterns: list[str] | None) -> str:
+    def snapshot(repository: str, *, revision: str | None, allow_patterns: list[str] | None = None) -> str:
         asked.append((repository, revision, allow_patterns))
         return "/hub/folder"
 
@@ -175,6 +177,27 @@ def test_of_a_hub_model_safetensors_and_what_belongs_to_them_are_taken(monkeypat
     assert local_checkpoint(Checkpoint(hub="org/m", revision="abc")) == ("/hub/folder", None)
     wanted = None if offline else ["config.json", "model.safetensors", "vocab[[]1].txt"]
     assert asked == [("org/m", "abc", wanted)]
+
+
+def test_a_machine_that_has_a_model_needs_no_hub(monkeypatch):
+    """Which is asked again only where there is no copy."""
+    there = [False, True]
+
+    def away(*_: Any, **__: Any) -> list[str]:
+        raise httpx.ConnectError("no way")
+
+    def snapshot(repository: str, *, revision: str | None, local_files_only: bool) -> str:
+        if not there.pop(0):
+            raise LocalEntryNotFoundError("not here")
+        return "/hub/folder"
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", away)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    monkeypatch.setenv("CFT_RAY_STORAGE_PATIENCE", "30")
+    monkeypatch.setattr(retry.random, "uniform", lambda low, high: 0.0)
+    assert local_checkpoint(Checkpoint(hub="org/m", revision="abc")) == ("/hub/folder", None)
+    assert there == []
 
 
 @pytest.mark.parametrize(("revision", "where"), [(None, "org/m@main"), ("abc", "org/m@abc")])
