@@ -8,6 +8,7 @@ an answer that is whole.
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from cft_ray.data.chat_filling import Pieces
@@ -207,29 +208,30 @@ class Encoder:
         return self._tails[text, where]
 
     def _append(self, there: list[int], ids: list[list[int]], texts: list[Pieces], spelled: list[bool], *, first: bool) -> None:
-        """Encode a text behind each row's ids, those in like places together."""
-        mixed: list[tuple[Pieces, Where]] = []
-        places: list[int] = []
-        groups: dict[tuple[Where, bool], tuple[list[int], list[str]]] = {}
+        """Encode a text behind each row's ids, many at a time.
+
+        Text alone (a row's, or the grid's own words) is encoded where it stands, and so is what a chat template wrote of contents
+        that spell no control token, at the start of a sequence. All else goes in runs between control tokens: behind one, a
+        tokenizer may begin anew, with a word boundary.
+        """
+        alone: dict[Where, list[tuple[int, str]]] = {}
+        rendered: list[tuple[int, str]] = []
+        mixed: list[tuple[int, tuple[Pieces, Where]]] = []
         for place, pieces in zip(there, texts, strict=True):
             where: Where = "start" if first else self._after(ids[place])
             text, literal = pieces[0] if len(pieces) == 1 else ("", False)
-            # Behind a control token a tokenizer may begin anew, with a word boundary: so each run is encoded for itself.
-            if len(pieces) > 1 or (pieces and not literal and (spelled[place] or where != "start")):
-                places.append(place)
-                mixed.append((pieces, where))
-            elif pieces:
-                members, members_texts = groups.setdefault((where, literal), ([], []))
-                members.append(place)
-                members_texts.append(text)
-        found = [(places, self.vocabulary.encode_mixed(mixed))]
-        for (where, literal), (members, members_texts) in groups.items():
-            opened = where == "start" and literal
-            made = self._started(members_texts) if opened else self.vocabulary.encode(members_texts, where, literal=literal)
-            found.append((members, made))
-        for members, made in found:
-            for place, tokens in zip(members, made, strict=True):
-                ids[place] += tokens
+            if literal:
+                alone.setdefault(where, []).append((place, text))
+            elif text and where == "start" and not spelled[place]:
+                rendered.append((place, text))
+            else:
+                mixed.append((place, (pieces, where)))
+        put = partial(_put, ids)
+        put(mixed, self.vocabulary.encode_mixed([given for _, given in mixed]))
+        put(rendered, self.vocabulary.encode([text for _, text in rendered], "start", literal=False))
+        for where, group in alone.items():
+            own = [text for _, text in group]
+            put(group, self._started(own) if where == "start" else self.vocabulary.encode(own, where, literal=True))
 
     def _shared(self) -> dict[str, tuple[int, list[int]]]:
         """Beginnings of prompts -> characters and ids of their first part, if the rest may be encoded apart from it."""
@@ -283,3 +285,9 @@ class Encoder:
                 for text, answer in zip(prompts(self.template, said), answers, strict=True)
             )
         )
+
+
+def _put(ids: list[list[int]], group: Sequence[tuple[int, object]], made: Sequence[list[int]]) -> None:
+    """Tokens behind those of the rows at a group's places."""
+    for (place, _), tokens in zip(group, made, strict=True):
+        ids[place] += tokens

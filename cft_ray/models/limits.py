@@ -33,6 +33,7 @@ class Limits:
         ends: ids that the configuration says end a text; empty: not said.
         tokens: token -> id beyond the embedding.
         roles: ``bos_token``, ``eos_token``, ``pad_token`` … -> id, as the tokenizer has them.
+        packed: how the weights are quantised (``gptq``, ``fp8`` …); None: they are plain numbers.
     """
 
     positions: int | None = None
@@ -40,6 +41,7 @@ class Limits:
     ends: frozenset[int] = frozenset()
     tokens: Mapping[str, int] = field(default_factory=dict)
     roles: Mapping[str, int] = field(default_factory=dict)
+    packed: str | None = None
 
 
 def limits_of(read: Read) -> Limits:
@@ -54,7 +56,9 @@ def limits_of(read: Read) -> Limits:
     if vocabulary is not None:
         beyond = {token: index for token, index in ids.items() if index >= vocabulary and not _OTHER_MEDIA.search(token)}
     ends = {each for source in (merged, _json(read("generation_config.json"))) for each in _ids(source.get("eos_token_id"))}
-    return Limits(positions_of(merged), vocabulary, frozenset(ends), beyond, roles)
+    packed = merged.get("quantization_config") or merged.get("compression_config")
+    method = str(packed.get("quant_method") or "unnamed") if isinstance(packed, Mapping) else None
+    return Limits(positions_of(merged), vocabulary, frozenset(ends), beyond, roles, method)
 
 
 def in_folder(folder: str | Path) -> Read:
@@ -151,6 +155,24 @@ def check_vocabulary(limits: Limits, *, where: str) -> None:
                 where=where,
                 fix="resize the model's embedding to the tokenizer (resize_token_embeddings), or remove the tokens",
             )
+
+
+def check_packed(limits: Limits, *, where: str) -> None:
+    """Refuse to train weights that are quantised: a step of the optimizer needs them as numbers.
+
+    Args:
+        limits: of the model.
+        where: the model, for messages.
+
+    Raises:
+        UserError: they are.
+    """
+    if limits.packed is not None:
+        raise UserError(
+            f"the model's weights are quantised ({limits.packed}, says its config.json), and cannot be trained",
+            where=where,
+            fix="use the checkpoint that it was made of, or one that is written back in bfloat16",
+        )
 
 
 def check_end(limits: Limits, *, where: str) -> None:

@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING
 from cft_ray.grid.schema import Grid
 from cft_ray.grid.sections import CheckpointSource
 from cft_ray.grid.settings import LENGTH, TrainingSettings
-from cft_ray.models.limits import Limits, Read, check_end, check_length, check_vocabulary, in_folder, limits_of, positions_in
+from cft_ray.models.limits import (
+    Limits,
+    Read,
+    check_end,
+    check_length,
+    check_packed,
+    check_vocabulary,
+    in_folder,
+    limits_of,
+    positions_in,
+)
 from cft_ray.storage.location import is_uri, local_path
 
 if TYPE_CHECKING:
@@ -57,7 +67,7 @@ class Fitting:
         return self._read[model, name]
 
     def training(self, training: TrainingSettings, limits: Limits, model: str, given: Sequence[Path]) -> None:
-        """Whether the rows of a training can be as long as the grid says; a note where the model shortens the default.
+        """Whether a model can be trained, on rows as long as the grid says; a note where the model shortens the default.
 
         Args:
             training: as the grid has it. It stays as it is, so that its fingerprint is the same whether the model's files
@@ -67,8 +77,9 @@ class Fitting:
             given: where the grid may give settings of this training, the nearest first.
 
         Raises:
-            UserError: the grid says a length that the model does not have.
+            UserError: the model is quantised, or the grid says a length that it does not have.
         """
+        check_packed(limits, where=self.grid.source.where(("models", model)))
         if limits.positions is None:
             return
         if training.max_length is not None:

@@ -49,6 +49,7 @@ class Contract:
         """
         found = limits.limits_of(limits.in_folder(self.folder))
         limits.check_length(found, self.settings.longest(found.positions), where=self.folder)
+        limits.check_packed(found, where=self.folder)
         limits.check_vocabulary(found, where=self.folder)
         limits.check_end(found, where=self.folder)
         highest = _highest(examples.tokens)
@@ -108,22 +109,25 @@ class Contract:
         self.notes += group.from_first(lambda: saving.save_side_files(causal, form.tokenizer, folder, ends=form.ends, card=card))
 
     def check_engine(self, deep: engine.Engine, causal: PreTrainedModel) -> None:
-        """See that what the engine drives is still the model: buffers to the bit, losses to the precision's noise.
+        """See that what the engine drives is still the model: buffers to the bit, losses of every rank to the precision's noise.
 
         Raises:
             StageFailed: it is not.
         """
         now = {name.replace(".base_layer.", "."): buffer for name, buffer in causal.named_buffers()}
         changed = weights.changed(now, self._buffers)
-        losses = self._losses(deep)
+        losses: list[torch.Tensor] = [torch.empty(0)] * distributed.get_world_size()
+        distributed.all_gather_object(losses, self._losses(deep))
 
         def compare() -> None:
             if changed:
                 names = ", ".join(changed[:5])
                 raise StageFailed(f"{self.folder}: buffers of the model were changed while it was set up for training: {names}")
-            if different := function.difference(losses, self._own, self.dtype):
-                what = "the model as it is set up for training is another function than the model"
-                raise StageFailed(f"{self.folder}: {what}: {different}")
+            for rank, found in enumerate(losses):
+                if different := function.difference(found, self._own, self.dtype):
+                    what = "the model as it is set up for training is another function than the model"
+                    where = f" on rank {rank}" if len(losses) > 1 else ""
+                    raise StageFailed(f"{self.folder}: {what}{where}: {different}")
 
         group.from_first(compare)
 
@@ -145,10 +149,13 @@ class Contract:
     def _losses(self, deep: engine.Engine) -> torch.Tensor:
         was = deep.module.training
         deep.module.eval()
-        with torch.no_grad():
-            losses = self.probe.losses(deep.module, self.way, deep.device).cpu()
-        deep.module.train(was)
-        return losses
+        try:
+            with torch.no_grad():
+                return self.probe.losses(deep.module, self.way, deep.device).cpu()
+        except ValueError as error:  # its sum is not what a step would take
+            raise StageFailed(f"{self.folder}: {error}") from error
+        finally:
+            deep.module.train(was)
 
 
 def _highest(ids: np.ndarray) -> int:

@@ -1,4 +1,4 @@
-"""A strategy that fails on one rank of several, while the others go on into their collectives."""
+"""Strategies that fail or do wrong on one rank of several, while the others go on into their collectives."""
 
 import os
 from collections.abc import Mapping
@@ -12,4 +12,11 @@ class FailsOnOne(Strategy):
     def prepare(self, model: Any, inputs: Mapping[str, Path], seed: int) -> Any:
         if os.environ["RANK"] == "1":
             raise ZeroDivisionError("planted\non one rank")
+        return model
+
+
+class ComputesOtherwiseOnOne(Strategy):
+    def prepare(self, model: Any, inputs: Mapping[str, Path], seed: int) -> Any:
+        if os.environ["RANK"] == "1":
+            model.model.norm.register_forward_hook(lambda module, given, hidden: 4 * hidden)
         return model

@@ -14,7 +14,7 @@ from alone import Alone
 from ray.exceptions import RayError
 from safetensors.torch import load_file
 
-from cft_ray.errors import UserError
+from cft_ray.errors import StageFailed, UserError
 from cft_ray.grid.loggers import Logger
 from cft_ray.grid.settings import ScratchModel, Template, TrainingSettings
 from cft_ray.plan.specs import FinetuneSpec, StrategyRef
@@ -142,6 +142,13 @@ def test_an_error_of_one_worker_ends_the_group_with_its_whole_message(root, ray_
     assert "onesided.py" in "".join(caught.value.__notes__)  # the traceback
     groups = [path.name for path in (world.root / "checkpoints" / "ray").iterdir() if path.is_dir()]
     assert len(groups) <= 1  # not started again
+
+
+def test_a_rank_that_computes_another_function_ends_the_training_before_its_first_step(root, ray_session):
+    world = context(root, "turned", workers=2, strategy=StrategyRef(use="onesided:ComputesOtherwiseOnOne", version=1))
+    with pytest.raises(StageFailed, match=r"another function than the model on rank 1: loss \d"):
+        finetune.run(world)
+    assert not list((world.root / "reported").iterdir()) and not (world.output / "model").exists()
 
 
 def kill_rank_0(root):

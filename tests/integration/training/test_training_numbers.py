@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
+from tinymodels import of_architecture, weights_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cft_ray.errors import StageFailed, UserError
@@ -59,11 +60,11 @@ def world(tmp_path_factory):
     return root
 
 
-def job(world, name, strategy=None, **changes):
+def job(world, name, strategy=None, model="initial", **changes):
     folder = world / name
     folder.mkdir(exist_ok=True)
     made = Job(
-        model=str(world / "initial"),
+        model=str(world / model),
         rows=str(world / "rows.parquet"),
         template=Template(name="plain"),
         training=TRAINING.model_copy(update=changes),
@@ -127,21 +128,41 @@ def alone(world):
 
 @pytest.fixture(scope="module")
 def pair_of_workers(world):
-    made = [job(world, "two"), job(world, "two-frozen", strategy=FREEZE)]
+    """A model, the same with a strategy, and one with buffers in its files, in bf16 and without any change to speak of."""
+    with weights_of(Path(of_architecture("glm4_moe", world / "buffers"))) as tensors:
+        for name in buffers_of(tensors):
+            tensors[name] = torch.tensor([0.7, -0.3, 0.1234567, -1.1])
+    bf16 = {"precision": "bf16", "learning_rate": 1e-9, "steps": 2, "batch_size": 20, "max_length": 128, "checkpoint_every": None}
+    made = [
+        job(world, "two"),
+        job(world, "two-frozen", strategy=FREEZE),
+        job(world, "two-buffers", model="buffers", **bf16),
+    ]
     launch(made, workers=2)
     return made
 
 
-def test_equals_a_plain_pytorch_loop(world, alone):
-    made, summary = alone
-    tokenizer = AutoTokenizer.from_pretrained(made.model)
-    network = AutoModelForCausalLM.from_pretrained(made.model, attn_implementation="eager")
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1.0, weight_decay=0.0)
+def buffers_of(tensors):
+    """A router's biases, which no gradient moves."""
+    return [name for name in tensors if name.endswith("e_score_correction_bias")]
+
+
+def samples_of(folder):
+    """(ids, tokens of the prompt) of each row, by transformers alone."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     samples = []
     for ask, answer in pairs()[:-1]:  # the last is too long
         prompt = tokenizer(f"{ask}\n\n").input_ids
         whole = [*prompt, *tokenizer(answer, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
         samples.append((whole, len(prompt)))
+    return samples
+
+
+def test_equals_a_plain_pytorch_loop(world, alone):
+    made, summary = alone
+    network = AutoModelForCausalLM.from_pretrained(made.model, attn_implementation="eager")
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1.0, weight_decay=0.0)
+    samples = samples_of(made.model)
     order = SampleOrder(torch.tensor([len(ids) for ids, _ in samples]).numpy(), made.training, made.seed)
     reference = []
     for step in range(STEPS):
@@ -170,6 +191,33 @@ def test_equals_a_plain_pytorch_loop(world, alone):
 def test_two_workers_give_the_same_curve_and_weights(alone, pair_of_workers):
     assert losses(pair_of_workers[0]) == pytest.approx(losses(alone[0]), abs=1e-4)
     assert_same(weights(pair_of_workers[0]), weights(alone[0]), 1e-3)
+
+
+def test_buffers_of_the_files_come_through_two_workers_in_bf16_and_take_part_in_the_loss(world, pair_of_workers):
+    """Every row is in each batch and nothing moves: the losses are those of plain transformers on either folder."""
+    made = pair_of_workers[2]
+    before, after = load_file(Path(made.model) / "model.safetensors"), weights(made)
+    assert len(buffers_of(before)) >= 3 and before.keys() == after.keys()
+    for name, tensor in before.items():
+        expected = tensor if name in buffers_of(before) else tensor.to(torch.bfloat16)
+        assert after[name].dtype == expected.dtype and torch.equal(after[name], expected), name
+
+    def plain(folder, change=lambda buffer: buffer):
+        network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, attn_implementation="eager").eval()
+        for name, buffer in network.named_buffers():
+            if buffers_of([name]):
+                buffer.copy_(change(buffer))
+        found = []
+        with torch.no_grad():
+            for ids, prompt in samples_of(made.model):
+                logits = network(input_ids=torch.tensor([ids])).logits[0, prompt - 1 : -1].float()
+                found.append(torch.nn.functional.cross_entropy(logits, torch.tensor(ids[prompt:]), reduction="none"))
+        return float(torch.cat(found).mean())
+
+    exported = plain(Path(made.output) / "model")
+    assert exported == plain(made.model)
+    assert losses(made) == pytest.approx([exported, exported], rel=5e-3)
+    assert abs(plain(made.model, torch.zeros_like) - exported) > 2e-2 * exported
 
 
 def test_padded_and_small_micro_batches_and_recomputation_give_the_same(world, alone):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from cft_ray.errors import UserError
-from cft_ray.models.limits import Limits, check_end, check_length, check_vocabulary, limits_of, positions_of, within
+from cft_ray.models.limits import Limits, check_end, check_length, check_packed, check_vocabulary, limits_of, positions_of, within
 
 
 def files(**content):
@@ -143,3 +143,25 @@ def test_files_of_another_form_limit_nothing(content):
     check_length(limits, 8, where="m")
     check_vocabulary(limits, where="m")
     check_end(limits, where="m")
+
+
+@pytest.mark.parametrize(
+    ("config", "packed"),
+    [
+        ({"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}, "fp8"),
+        ({"quantization_config": {"bits": 4}}, "unnamed"),
+        ({"compression_config": {"quant_method": "compressed-tensors"}}, "compressed-tensors"),
+        ({"text_config": {"quantization_config": {"quant_method": "mxfp4"}}}, "mxfp4"),
+        ({"quantization_config": None}, None),
+        ({"quantization_config": {}}, None),
+        ({"vocab_size": 4}, None),
+    ],
+)
+def test_quantised_weights_are_not_trained(config, packed):
+    found = files(config__json=config)
+    assert found.packed == packed
+    if packed is None:
+        check_packed(found, where="w")
+    else:
+        with pytest.raises(UserError, match=f"quantised \\({packed}, "):
+            check_packed(found, where="w")

@@ -151,6 +151,14 @@ def test_a_tokenizer_that_does_not_fit_its_model_is_refused(planned, folder, fil
         assert all(word in str(caught.value) for word in (*words, where)), caught.value
 
 
+def test_quantised_weights_are_refused_where_they_would_be_trained(planned, folder):
+    path = folder(config={"quantization_config": {"quant_method": "gptq", "bits": 4}})
+    for phase1, checkpoints in (("en", f"base: {{path: {path}}}"), ("it", f"{SCRATCH}, it: {{path: {path}}}")):
+        with pytest.raises(UserError, match=r"models\.tiny.*weights are quantised \(gptq, says its config\.json\)"):
+            planned(checkpoints=checkpoints, phase1=phase1)
+    planned(checkpoints=f"{SCRATCH}, it: {{path: {path}}}")
+
+
 def test_checkpoints_that_no_cell_needs_are_not_asked(planned, folder):
     planned(checkpoints=f"{SCRATCH}, it: {{path: {folder(config={'vocab_size': 1})}}}")
 
