@@ -6,12 +6,12 @@ whole row can be put together again from the shards, a training continues on any
 need. The sample order and the learning rate are functions of the step, so the step is all else that must be known. Nothing is
 pickled.
 
-    {checkpoints}/step-00000120-0003/shard-0-of-2.safetensors, …, marker.json
+    {checkpoints}/step-00000120-0003/shard-0-of-2.safetensors, …, steps.parquet, marker.json
 
-Shards are put to their final names, in a folder of this step and attempt alone, and read back; the marker says how large they
-are and what their digests are. Only then do older checkpoints go, those of later attempts excepted. A checkpoint whose files
-are not what its marker says is passed over for the one before it, and one that cannot be written costs a warning: the training
-goes on, and the checkpoint before it stays.
+Shards and the step records are put to their final names, in a folder of this step and attempt alone, and read back; the
+marker says how large they are and what their digests are. Only then do older checkpoints go, those of later attempts
+excepted. A checkpoint whose files are not what its marker says is passed over for the one before it, and one that cannot be
+written costs a warning: the training goes on, and the checkpoint before it stays.
 """
 
 import json
@@ -21,23 +21,27 @@ import re
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from hashlib import file_digest
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import distributed
 
+from cft_ray.metrics.schemas import table_of
 from cft_ray.storage.errors import StorageError
 from cft_ray.storage.root import Storage
 from cft_ray.training import group
 from cft_ray.training.engine import Engine
+from cft_ray.training.records import TABLE, StepRecords
 
-MARKER = "marker.json"
+MARKER, RECORDS = "marker.json", "steps.parquet"
 LARGEST = 512 * 2**20
-"""bytes of a marker, which holds the step records"""
+"""bytes of a marker, and of the step records, which are read into memory"""
 _FOLDER = re.compile(r"step-(\d{8})(?:-(\d{4,9}))?")
 
 
@@ -48,15 +52,19 @@ class Progress:
     Args:
         step: optimizer steps done.
         tokens, samples: seen so far, over all workers.
-        rows: the step records so far.
+        records: of the steps so far; grows with the training.
         identity: of the training: a checkpoint of another one is not continued.
     """
 
     step: int
     tokens: int
     samples: int
-    rows: list[dict[str, Any]]
+    records: StepRecords
     identity: str
+
+
+TOLD = ("step", "tokens", "samples", "identity")
+"""what the marker says of a `Progress`; its records lie beside"""
 
 
 class Torn(Exception):
@@ -158,16 +166,24 @@ class Checkpoints:
     def _finish(self, folder: str, progress: Progress, shards: list[dict[str, Any]]) -> None:
         """Make the checkpoint exist, then remove older ones."""
         self._prove()
-        marker = json.dumps({**vars(progress), "ranks": len(shards), "shards": shards}).encode()
-        self._storage.write(folder, MARKER, data=marker)
-        if self._storage.read(folder, MARKER) != marker:
-            raise StorageError("a file reads otherwise than it was written", where=self._storage.location(folder, MARKER))
+        buffer = pa.BufferOutputStream()
+        pq.write_table(progress.records.table(), buffer)
+        records = buffer.getvalue().to_pybytes()
+        self._put(folder, RECORDS, records)
+        told = {name: getattr(progress, name) for name in TOLD}
+        described = {"size": len(records), "sha256": sha256(records).hexdigest()}
+        self._put(folder, MARKER, json.dumps({**told, "ranks": len(shards), "shards": shards, "records": described}).encode())
         self._prove()
         for name in self._names():
             found = _FOLDER.fullmatch(name)
             assert found is not None
             if name != folder and int(found[2] or 0) <= self._attempt:
                 self._storage.delete(name)
+
+    def _put(self, folder: str, name: str, data: bytes) -> None:
+        self._storage.write(folder, name, data=data)
+        if self._storage.read(folder, name) != data:
+            raise StorageError("a file reads otherwise than it was written", where=self._storage.location(folder, name))
 
     def _names(self) -> list[str]:
         """Folders of checkpoints, the newest first."""
@@ -189,6 +205,8 @@ class Checkpoints:
                 size = self._storage.size(name, shard["name"])
                 if size is None or size != shard.get("size", size):
                     raise Torn(f"{shard['name']} has {size} bytes, and not {shard.get('size')}")
+            if "rows" not in marker and self._storage.size(name, RECORDS) != marker["records"]["size"]:
+                raise Torn(f"{RECORDS} has not {marker['records']['size']} bytes")
         except (ValueError, TypeError, KeyError, Torn) as error:
             self._pass_over(name, error)
             return None
@@ -210,6 +228,9 @@ class Checkpoints:
                     raise first
                 self._pass_over(name, first)
                 return None
+            records = self._common(lambda: self._records(name, marker))
+            if records is None:
+                return None
             engine.begin_restore(marker["step"])
             for key, state in engine.shares():
                 for part, tensor in state.items():
@@ -218,7 +239,17 @@ class Checkpoints:
             engine.end_restore()
             if ranks == now:
                 torch.set_rng_state(pieces.open(rank).get_tensor("rng"))
-        return Progress(**{field: marker[field] for field in Progress.__dataclass_fields__})
+        return Progress(**{field: marker[field] for field in TOLD}, records=StepRecords(records))
+
+    def _records(self, name: str, marker: dict[str, Any]) -> pa.Table | None:
+        """The records of the steps before; None where they are torn. Checkpoints once had them in their markers."""
+        if "rows" in marker:
+            return table_of(TABLE, marker["rows"])
+        data = self._storage.read(name, RECORDS, limit=LARGEST)
+        if data is None or sha256(data).hexdigest() != marker["records"]["sha256"]:
+            self._pass_over(name, Torn(f"{RECORDS} is not there, or has another SHA-256 than its marker says"))
+            return None
+        return pq.read_table(pa.BufferReader(data))
 
     def _pass_over(self, name: str, error: Exception) -> None:
         if distributed.get_rank() == 0:

@@ -10,11 +10,12 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import distributed
@@ -24,7 +25,6 @@ from cft_ray.data.accounts import RowAccount, refuse_lost
 from cft_ray.data.chat_form import chat_form
 from cft_ray.data.encoding import Encoder
 from cft_ray.errors import StageFailed, UserError
-from cft_ray.metrics.schemas import table_of
 from cft_ray.models.card import card
 from cft_ray.models.limits import in_folder, positions_in
 from cft_ray.strategies.base import Strategy
@@ -37,6 +37,7 @@ from cft_ray.training.job import Job
 from cft_ray.training.loss import SummedLoss
 from cft_ray.training.order import SampleOrder, deal
 from cft_ray.training.probe import Probe
+from cft_ray.training.records import StepRecords
 from cft_ray.training.schedule import learning_rate
 
 OnStep = Callable[[dict[str, Any], int], None]
@@ -55,8 +56,8 @@ class Summary:
     loss_last: float
     trainable_fraction: float
     facts: dict[str, Any]
-    rows: list[dict[str, Any]]
-    """step records; on rank 0"""
+    records: pa.Table
+    """of the steps, with the columns of the table ``steps``"""
     resumed_at: int
     """steps that had been done before this process began"""
     notes: tuple[str, ...]
@@ -116,15 +117,15 @@ def _train(job: Job, on_step: OnStep | None, prove: Callable[[], None], rank: in
     checkpoints = Checkpoints(job.checkpoints, Path(job.scratch) / "shards", job.attempt, prove)
     progress = checkpoints.resume(deep, job.fingerprint)
     if progress is None:
-        progress = Progress(step=0, tokens=0, samples=0, rows=[], identity=job.fingerprint)
+        progress = Progress(step=0, tokens=0, samples=0, records=StepRecords(), identity=job.fingerprint)
     resumed_at = progress.step
 
     pace = _Pace(causal, examples, whole, ranks)
     for step in range(progress.step, order.steps):
         row = _step(deep, examples, order, settings, step, pad_id, pace)
-        progress = Progress(
-            step + 1, progress.tokens + row["tokens"], progress.samples + row["samples"], [*progress.rows, row], job.fingerprint
-        )
+        progress.records.append(row)
+        tokens, samples = progress.tokens + row["tokens"], progress.samples + row["samples"]
+        progress = replace(progress, step=step + 1, tokens=tokens, samples=samples)
         if rank == 0:
             for listener in listeners:
                 listener(row)
@@ -134,23 +135,25 @@ def _train(job: Job, on_step: OnStep | None, prove: Callable[[], None], rank: in
             checkpoints.save(deep, progress)
             pace.restart()
 
+    records = progress.records.table()
+    losses = records["loss"]
     output = Path(job.output)
     comes_back = contract.last_losses(deep)
     export.write(strategy.exported(prepared), causal, contract.side_files, output / "model", check=comes_back)
     if rank == 0:
         (output / "tables").mkdir(parents=True, exist_ok=True)
-        pq.write_table(table_of("steps", progress.rows), output / "tables" / "steps.parquet")
+        pq.write_table(records, output / "tables" / "steps.parquet")
     distributed.barrier()
     return Summary(
         steps=order.steps,
         tokens=progress.tokens,
         samples=progress.samples,
         counts=examples.counts,
-        loss_first=progress.rows[0]["loss"],
-        loss_last=progress.rows[-1]["loss"],
+        loss_first=losses[0].as_py(),
+        loss_last=losses[-1].as_py(),
         trainable_fraction=trained / whole,
         facts=facts,
-        rows=progress.rows,
+        records=records,
         resumed_at=resumed_at,
         notes=tuple(contract.notes),
     )

@@ -13,6 +13,7 @@ from cft_ray.storage import retry
 from cft_ray.storage.root import Storage
 from cft_ray.training import group
 from cft_ray.training.checkpoint import Checkpoints, Progress
+from cft_ray.training.records import StepRecords
 
 DENIED = Refuse(403, b"<Error><Code>AccessDenied</Code></Error>")
 TOO_LARGE = Refuse(400, b"<Error><Code>InvalidRequest</Code><Message>The copy source is too large</Message></Error>")
@@ -27,7 +28,7 @@ def storage(s3, monkeypatch) -> Storage:
 
 def save(storage: Storage, local: Path, step: int) -> None:
     engine: Any = Numbers(step, size=2**20 + 1)  # 8 MiB: two parts
-    Checkpoints(storage.uri, local).save(engine, Progress(step, step, step, [], "this"))
+    Checkpoints(storage.uri, local).save(engine, Progress(step, step, step, StepRecords(), "this"))
 
 
 def test_shards_in_parts_without_a_copy_through_failures(storage, s3, tmp_path):

@@ -76,7 +76,7 @@ def ours(world, name, *, lora=False, **changes):
     torch.set_num_threads(1)
     summary = train(made)
     torch.set_num_threads(threads)
-    return made, [row["loss"] for row in summary.rows]
+    return made, summary.records["loss"].to_pylist()
 
 
 def theirs(made: Job, kind: str, *, accumulation: int = 1, deepspeed: dict[str, Any] | None = None) -> list[float]:

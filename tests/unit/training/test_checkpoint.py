@@ -4,17 +4,21 @@ import json
 import os
 import shutil
 import stat
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from numbersengine import Numbers
 
 from cft_ray.artifacts.lease import LeaseLost
+from cft_ray.metrics.schemas import table_of
 from cft_ray.storage.errors import StorageError
 from cft_ray.storage.local import Folder
 from cft_ray.training import group
 from cft_ray.training.checkpoint import Checkpoints, Progress
+from cft_ray.training.records import StepRecords
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +28,8 @@ def alone():
 
 
 def progress(step: int) -> Progress:
-    return Progress(step=step, tokens=10 * step, samples=step, rows=[{"step": step, "loss": 1.0}], identity="this training")
+    records = StepRecords(table_of("steps", [{"step": step, "loss": 1.0}]))
+    return Progress(step=step, tokens=10 * step, samples=step, records=records, identity="this training")
 
 
 def save(folder: Path, step: int, **given: Any) -> None:
@@ -38,7 +43,8 @@ def resumed(folder: Path, identity: str = "this training", **given: Any) -> tupl
     if found is None:
         assert engine.value == 0.0 and engine.restored == []
         return None
-    assert found == progress(found.step)
+    expected = progress(found.step)
+    assert replace(found, records=expected.records) == expected and list(found.records) == list(expected.records)
     return found.step, engine.value
 
 
@@ -62,7 +68,7 @@ def test_shards_and_markers_have_the_rights_that_the_umask_leaves(tmp_path, umas
     finally:
         os.umask(before)
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "steps").rglob("*") if path.is_file()}
-    assert modes == dict.fromkeys(["marker.json", "shard-0-of-1.safetensors"], 0o666 & ~umask)
+    assert modes == dict.fromkeys(["marker.json", "shard-0-of-1.safetensors", "steps.parquet"], 0o666 & ~umask)
     folders = [path for path in (tmp_path / "steps").rglob("*") if path.is_dir()]
     assert [stat.S_IMODE(path.stat().st_mode) for path in folders] == [0o777 & ~umask]
 
@@ -76,10 +82,16 @@ def kept(folder: Path) -> Path:
     return folder / "steps" / "step-00000006-0001"
 
 
-@pytest.mark.parametrize("damage", ["no marker", "marker cut", "marker of nothing", "shard gone", "shard cut", "shard changed"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *("no marker", "marker cut", "marker of nothing", "shard gone", "shard cut", "shard changed"),
+        *("records gone", "records cut", "records changed"),
+    ],
+)
 def test_a_torn_checkpoint_is_passed_over_for_the_one_before(tmp_path, damage):
     newer = kept(tmp_path)
-    marker, shard = newer / "marker.json", newer / "shard-0-of-1.safetensors"
+    marker, shard, records = newer / "marker.json", newer / "shard-0-of-1.safetensors", newer / "steps.parquet"
     match damage:
         case "no marker":
             marker.unlink()
@@ -93,6 +105,12 @@ def test_a_torn_checkpoint_is_passed_over_for_the_one_before(tmp_path, damage):
             shard.write_bytes(shard.read_bytes()[:-8])
         case "shard changed":
             shard.write_bytes(shard.read_bytes()[:-1] + b"\1")
+        case "records gone":
+            records.unlink()
+        case "records cut":
+            records.write_bytes(records.read_bytes()[:-8])
+        case "records changed":
+            records.write_bytes(records.read_bytes()[:-9] + b"\1" + records.read_bytes()[-8:])
     assert resumed(tmp_path) == (3, 3.0)
     shutil.rmtree(tmp_path / "steps" / "step-00000003-0001")
     assert resumed(tmp_path) is None  # begun anew, and no error for ever
@@ -106,11 +124,13 @@ def test_another_training_s_checkpoint_is_not_continued(tmp_path):
 
 
 def test_a_checkpoint_of_before_is_continued(tmp_path):
-    """Without the attempt in its name, and without digests in its marker."""
+    """Without the attempt in its name, without digests in its marker, and with the step records there."""
     save(tmp_path, 6)
     old = (tmp_path / "steps" / "step-00000006-0001").rename(tmp_path / "steps" / "step-00000006")
     marker = json.loads((old / "marker.json").read_text())
-    del marker["shards"]
+    del marker["shards"], marker["records"]
+    marker["rows"] = pq.read_table(old / "steps.parquet", columns=["step", "loss"]).to_pylist()
+    (old / "steps.parquet").unlink()
     (old / "marker.json").write_text(json.dumps(marker))
     assert resumed(tmp_path) == (6, 6.0)
     save(tmp_path, 9)
