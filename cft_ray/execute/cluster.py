@@ -24,8 +24,8 @@ STARTS = 3
 CONNECT_SECONDS = 5.0
 """patience with the port of a cluster before Ray is let at it, which waits for minutes"""
 VARIABLE = "RAY_ADDRESS"
-START_FAILURE = "timed out during startup"
-"""how Ray says that its own processes were too slow"""
+START_FAILURES = ("timed out during startup", "dashboard.log", "dashboard.err", "Failed to start a dashboard")
+"""how Ray says that its own processes were too slow, its dashboard by the end of its log"""
 
 
 @contextmanager
@@ -112,7 +112,7 @@ def _start_local(cpus: int, object_store: int) -> Any:
             )
         except Exception as error:  # Ray raises just this
             ray.shutdown()
-            slow = START_FAILURE in str(error)
+            slow = any(words in str(error) for words in START_FAILURES)
             if slow and attempt < STARTS:
                 continue
             what, fix = f"Ray does not start: {_last_line(error)}", "see `cft-ray doctor`"
