@@ -8,7 +8,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from cft_ray.models.architectures import tiny_model
-from cft_ray.models.function import Way, set_attention
+from cft_ray.models.attention import EAGER
+from cft_ray.models.function import Way, own_losses, set_attention
 from cft_ray.training import loss
 from cft_ray.training.probe import attention_of
 from cft_ray.training.verdicts import LENGTHS, random_probe
@@ -89,3 +90,10 @@ def test_a_step_holds_one_chunk_of_logits_at_a_time(monkeypatch, kind):
     with Largest() as seen:  # which the measure would notice
         loss.SummedLoss(model, model, Way("padded", "own"))(random_probe().batches["padded"])
     assert seen.numbers >= positions * vocabulary
+
+
+def test_a_model_that_counts_places_itself_is_given_none():
+    model, rows = tiny_model("bloom"), random_probe()
+    set_attention(model, EAGER)
+    found, expected = rows.of_model(model, Way("padded")), own_losses(model, rows.rows)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
