@@ -332,3 +332,20 @@ def test_only_an_artifacts_tables_are_fetched_for_its_rows(bucket, tmp_path, mon
     bucket.put(f"runs/artifacts/{NAME[0]}/{NAME[1]}/{made.folder}/tables/steps.parquet", b"damaged")
     with pytest.raises(CorruptArtifact, match=r"tables/steps\.parquet has another"):
         ArtifactStore(Storage("s3://bucket/runs")).fetch_tables(made.model_copy(update={"label": "not kept here yet"}))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"content", None),
+        (None, "deep/data.txt is missing"),
+        (b"cont", "deep/data.txt has 4 bytes instead of 7"),
+        (b"CONTENT", "deep/data.txt has another SHA-256"),
+    ],
+)
+def test_how_an_artifact_differs_from_its_manifest_is_said(store, content, said):
+    made = publish(store)
+    path = store.storage.folder("artifacts", *NAME, made.folder, "deep", "data.txt")
+    path.chmod(0o600)
+    path.unlink() if content is None else path.write_bytes(content)
+    assert sound.difference(store.storage, made) == said

@@ -1,6 +1,7 @@
 """Leases between processes, with dead and silent holders."""
 
 import json
+import os
 import pickle
 import shutil
 import signal
@@ -324,3 +325,42 @@ def test_a_holder_elsewhere_is_alive_if_it_beats(storage, monkeypatch):
     beating.start()
     assert holders(storage, [NAME], wait=30)[NAME].beat == 2
     beating.join()
+
+
+def test_what_nobody_holds_is_held_by_nobody(storage):
+    kept = Observer(storage, NAME).claim()
+    left = Observer(storage, "e" * 64).claim()
+    assert kept is not None and left is not None
+    left.release()
+    assert set(holders(storage, [NAME, "e" * 64, "f" * 64], wait=0)) == {NAME}
+    kept.release()
+
+
+@pytest.mark.parametrize(
+    ("error", "proc", "born"),
+    [
+        (None, False, "unknown"),
+        (PermissionError(), False, "unknown"),
+        (ProcessLookupError(), False, ""),
+        (None, True, ""),  # it has just ended
+    ],
+)
+def test_without_proc_a_process_is_there_if_it_can_be_signalled(monkeypatch, error, proc, born):
+    class Nowhere:
+        def __init__(self, path: str) -> None:
+            pass
+
+        def read_text(self) -> str:
+            raise FileNotFoundError
+
+        def exists(self) -> bool:
+            return proc
+
+    def kill(pid: int, number: int) -> None:
+        assert number == 0
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr(lease, "Path", Nowhere)
+    monkeypatch.setattr(os, "kill", kill)
+    assert lease._born(12345) == born

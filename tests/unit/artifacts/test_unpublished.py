@@ -1,9 +1,12 @@
 """What a stage's work has made outlives an attempt that could not publish it."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
+from cft_ray.artifacts import unpublished
 from cft_ray.artifacts.manifest import Manifest
 from cft_ray.artifacts.store import ArtifactStore
 from cft_ray.errors import UserError
@@ -112,3 +115,18 @@ def test_tidying_leaves_later_attempts_alone(store):
     assert later.is_dir() and folder.is_dir()
     store.remove(*NAME)
     assert store.publish(coming) == coming == store.verify(*NAME)
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_files_are_taken_over_with_and_without_links(tmp_path, monkeypatch, links):
+    (tmp_path / "a" / "deep").mkdir(parents=True)
+    (tmp_path / "a" / "deep" / "file").write_text("x")
+    if not links:
+
+        def link(*_: object, **__: object) -> None:
+            raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+        monkeypatch.setattr(os, "link", link)
+    unpublished.take_over(tmp_path / "a", tmp_path / "b")
+    ours, theirs = (tmp_path / name / "deep" / "file" for name in "ba")
+    assert ours.read_text() == "x" and ours.samefile(theirs) is links
