@@ -6,12 +6,14 @@ import os
 import stat
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
 from pyarrow import parquet as pq
 
 from cft_ray.artifacts import sound
+from cft_ray.artifacts import store as store_module
 from cft_ray.artifacts.lease import Observer
 from cft_ray.artifacts.manifest import MANIFEST, BadManifest, decode
 from cft_ray.artifacts.sound import CorruptArtifact, MissingArtifact
@@ -349,3 +351,18 @@ def test_how_an_artifact_differs_from_its_manifest_is_said(store, content, said)
     path.chmod(0o600)
     path.unlink() if content is None else path.write_bytes(content)
     assert sound.difference(store.storage, made) == said
+
+
+def test_files_and_their_names_are_on_the_disk_before_the_manifest_says_so(store, monkeypatch):
+    synced: list[Path] = []
+
+    def flushed(path: Path) -> None:
+        synced.append(path)
+        assert not store.exists(*NAME)
+
+    monkeypatch.setattr(store_module, "sync", flushed)
+    made = publish(store)
+    folder = store.storage.folder("artifacts", *NAME)
+    inside = {made.folder, *(f"{made.folder}/{name}" for name in ("deep", "deep/data.txt", "tables", "tables/steps.parquet"))}
+    assert {path.relative_to(folder).as_posix() for path in synced if path.is_relative_to(folder)} == {".", *inside}
+    assert folder.parent in synced
