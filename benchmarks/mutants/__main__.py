@@ -34,8 +34,8 @@ LEFT_OUT = {
     "models": (["architectures.py"], "the sizes of the tiny models that the table in docs/models.md is made on"),
     "report": (["figures/*.py"], "how drawings look; that the right numbers are drawn is tested by tests/unit/report"),
     "stages": (
-        ["remote.py", "evaluate.py", "judged.py"],
-        "run in Ray or vLLM: tests/integration/evaluation, tests/integration/replay, tests/faults",
+        ["remote.py", "evaluate.py", "judged.py", "replay_quality.py"],
+        "run in Ray or vLLM: tests/integration/evaluation, replay and replay_quality, tests/faults",
     ),
     "training": (
         [
@@ -60,10 +60,35 @@ TESTS = {
     ],
     "fetch": ["tests/unit/fetch"],
     "generation": ["tests/unit/generation"],
+    # Of the rooms that stages use, the tests of the stages alone.
     "stages": [
         *("tests/unit/stages", "tests/unit/metrics/test_row_accounts.py", "tests/unit/generation/test_generation_settings.py"),
-        *("tests/integration/data", "tests/integration/embedding", "tests/integration/drift", "tests/integration/activations"),
-        *("tests/integration/divergence", "tests/integration/replay_quality"),
+        "tests/integration/drift/test_drift.py::test_the_stage_writes_its_tables",
+        "tests/integration/divergence/test_divergence.py::test_the_stage_writes_its_tables_in_process_and_under_ray",
+        *(
+            f"tests/integration/activations/test_activations.py::test_{name}"
+            for name in ("the_stage_writes_activations_and_layers", "covariance_between_two_models", "models_of_other_shapes")
+        ),
+        *(
+            f"tests/integration/embedding/test_embed_stage.py::test_{name}"
+            for name in (
+                *("vectors_are_the_models_in_the_data_sets_order", "answers_are_embedded_where_asked_for"),
+                *("sample_is_drawn_with_the_seed_and_a_small_data_set_is_taken_whole", "long_and_empty_texts_are_counted"),
+                *("finished_blocks_are_not_embedded_again", "data_sets_embedded_in_different_ways_are_not_compared"),
+            )
+        ),
+        *(
+            f"tests/integration/data/test_dataset_stage.py::test_{name}"
+            for name in (
+                *("rows_that_teach_nothing_are_left_out_and_counted", "toy_rows_are_counted"),
+                *("a_sample_is_seeded_keeps_order_and_is_part_of_a_larger_one", "ids_that_occur_twice_are_refused"),
+                *("sampling_is_per_language_and_asks_for_no_more_than_there_is", "files_changed_since_the_plan_are_refused"),
+                *(
+                    "priorities_are_these_numbers_on_every_machine",
+                    "canonical_rows_can_be_read_again_and_other_languages_are_counted",
+                ),
+            )
+        ),
     ],
     "training": ["tests/unit/training"],
 }
