@@ -178,6 +178,13 @@ def test_pairs_stay_pairs_and_kinds_and_requests_are_told_apart(tmp_path, monkey
     assert name_of("generate_until", questions(2)) == name_of("generate_until", questions(2))
 
 
+def test_what_was_changed_is_kept_of_a_part_of_one_as_well(tmp_path, monkeypatch):
+    for _ in range(2):  # asked, and read again
+        asked = kept(Model(seconds=500.0), tmp_path, monkeypatch, first=1)
+        assert asked.generate_until(questions(11)) == [f"answer {n}" for n in range(11)]
+        assert asked.account()["account"]["noted"] == {"prompt_cut": 2}
+
+
 def test_without_changes_there_is_nothing_to_account_for(tmp_path, monkeypatch):
     model = Model()
     asked = kept(model, tmp_path, monkeypatch)

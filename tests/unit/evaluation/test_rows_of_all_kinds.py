@@ -156,5 +156,9 @@ def test_a_conversation_becomes_the_prompt_of_the_template():
     assert model.apply_chat_template([user]) == "one\n\ntwo\n\nthree\n\n"
     begun = model.apply_chat_template([user, {"role": "assistant", "content": "It is"}], add_generation_prompt=False)
     assert begun == "one\n\ntwo\n\nthree\n\nIt is" and "Be kind." in model.apply_chat_template([system, user])
+    encoder = model.encoder
+    assert model.encoder is encoder and encoder.template == Template(name="plain")
+    model.template = Template(name="toy")
+    assert model.apply_chat_template([user]).endswith(" =") and model.encoder.template == Template(name="toy")
     with pytest.raises(UserError, match="asks in 3 turns"):
         model.apply_chat_template([user, {"role": "assistant", "content": "x"}, user])

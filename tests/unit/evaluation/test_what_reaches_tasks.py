@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 
 from cft_ray.errors import UserError
-from cft_ray.evaluation import harness, overlay
+from cft_ray.evaluation import harness, items, overlay, punkt
 from cft_ray.evaluation.harness import Benchmark
 from cft_ray.grid.benchmarks import BENCHMARKS
 from cft_ray.grid.settings import GenerationSettings
 from cft_ray.plan.specs import EvaluateSpec
+from cft_ray.storage.files import Found
 
 
 class Task:
@@ -78,6 +79,44 @@ def test_members_groups_and_the_commits_that_items_came_from():
     assert found.revisions == {"org/set": commit, "o/two": other}
     without = Benchmark(spec, {"tasks": {}}, canonical=False)
     assert without.members == {"all": ["all"], "alone": ["alone"]} and without.revisions == {}
+
+
+def test_items_that_cannot_be_loaded_are_the_users_affair(monkeypatch):
+    def load(names: list[str]) -> Any:
+        raise OSError("no such file, at https://host/x?signature=secret")
+
+    monkeypatch.setattr(harness, "task_manager", lambda *_: SimpleNamespace(load=load))
+    spec: Any = SimpleNamespace(benchmark="b", tasks={"en": "one", "de": "two"})
+    with pytest.raises(UserError, match="the items of one, two cannot be loaded") as raised:
+        harness._load(spec, None, None)
+    assert "evaluation.data.b" in (raised.value.fix or "") and "secret" not in str(raised.value)
+
+
+def test_a_copy_of_items_has_as_many_bytes_as_were_listed(tmp_path):
+    (tmp_path / "there.jsonl").write_text("12345")
+    for size in (5, 6):
+        file = Found(path="there.jsonl", location=str(tmp_path / "there.jsonl"), size=size, changed=0)
+        if size == 5:
+            items._copy(file, tmp_path / "deep" / "here.jsonl")
+            assert (tmp_path / "deep" / "here.jsonl").read_text() == "12345"
+        else:
+            with pytest.raises(UserError, match="5 of 6 bytes came"):
+                items._copy(file, tmp_path / "deep" / "here.jsonl")
+
+
+def test_sentences_are_looked_for_in_the_grids_folder_first(tmp_path, monkeypatch):
+    import nltk
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(nltk.data, "path", [str(tmp_path / "elsewhere")])
+    (tmp_path / "grid" / "tokenizers" / "punkt_tab" / "english").mkdir(parents=True)
+    with pytest.raises(UserError, match="no tokenizers/punkt_tab"):
+        punkt.require_punkt()
+    with pytest.raises(UserError, match="no tokenizers/punkt_tab"):
+        punkt.require_punkt(str(tmp_path / "absent"))
+    for _ in range(2):
+        punkt.require_punkt(str(tmp_path / "grid"))
+        assert nltk.data.path[0] == str(tmp_path / "grid") and nltk.data.path.count(str(tmp_path / "grid")) == 1
 
 
 def entry(kind: str, **more: Any) -> Any:
