@@ -9,7 +9,8 @@ stay in it, but a hook on the gradient sets theirs to zero: AdamW's moments of s
 update, as long as there is no weight decay. Under ZeRO-3 the hook sees the whole gradient, before it is partitioned.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -131,37 +132,42 @@ class MostChangedHeads(_Freezing):
 
     def _heads(self, drift: Path) -> dict[tuple[str, int], dict[int, float]]:
         """(projection, head) -> layer -> norm; all heads of a projection together unless granularity is head."""
-        import polars as pl
+        import pyarrow.parquet as pq
 
-        heads = pl.read_parquet(drift / "heads.parquet")
-        if heads.is_empty():
+        heads = pq.read_table(drift / "heads.parquet").to_pylist()
+        if not heads:
             raise UserError(
                 "the drift stage found no separate query, key and value heads in this architecture",
                 where=str(drift),
                 fix="use LF_H2 with granularity: block, or LF_H1",
             )
-        if self.granularity == "projection":
-            heads = heads.with_columns(head=pl.lit(0, dtype=pl.Int32))
-        sums = heads.group_by("projection", "head", "layer").agg(self._norm())
         norms: dict[tuple[str, int], dict[int, float]] = {}
-        for projection, head, layer, norm in sums.iter_rows():
+        for (projection, head, layer), norm in self._norms(
+            heads, lambda row: (row["projection"], self._head(row["head"]), row["layer"])
+        ).items():
             norms.setdefault((projection, head), {})[layer] = norm
         return norms
 
     def _blocks(self, drift: Path) -> dict[int, float]:
-        import polars as pl
+        import pyarrow.parquet as pq
 
-        tensors = pl.read_parquet(drift / "tensors.parquet").drop_nulls("layer")
-        return dict(tensors.group_by("layer").agg(self._norm()).iter_rows())
+        tensors = pq.read_table(drift / "tensors.parquet").to_pylist()
+        return self._norms((row for row in tensors if row["layer"] is not None), lambda row: row["layer"])
 
-    def _norm(self) -> Any:
-        import polars as pl
-
-        change = (pl.col("l2") ** 2).sum().sqrt()
+    def _norms(self, rows: Iterable[dict[str, Any]], key: Callable[[dict[str, Any]], Any]) -> dict[Any, float]:
+        """Norm of the rows of each key together."""
+        changes: dict[Any, float] = {}
+        bases: dict[Any, float] = {}
+        for row in rows:
+            changes[key(row)] = changes.get(key(row), 0.0) + row["l2"] ** 2
+            bases[key(row)] = bases.get(key(row), 0.0) + row["l2_right"] ** 2
+        norms = {group: math.sqrt(change) for group, change in changes.items()}
         if self.norm == "absolute":
-            return change.alias("norm")
-        base = (pl.col("l2_right") ** 2).sum().sqrt()
-        return pl.when(change == 0).then(0.0).otherwise(change / base).alias("norm")
+            return norms
+        return {
+            group: norm / math.sqrt(bases[group]) if norm and bases[group] else math.inf if norm else 0.0
+            for group, norm in norms.items()
+        }
 
     def _most_changed(self, norms: Mapping[int, float]) -> list[int]:
         return sorted(norms, key=lambda layer: (-norms[layer], layer))[: self.layers]
