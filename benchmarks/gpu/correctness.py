@@ -22,32 +22,32 @@ from typing import Any
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, as CUDA starts: matrix products can be repeated
 
-import world  # noqa: E402 - puts the checkout on the path
-from plain import Optimisation, Plain, padded_batch  # noqa: E402
+import world
+from plain import Optimisation, Plain, padded_batch
 
 # isort: split
-import pyarrow as pa  # noqa: E402
-import pyarrow.parquet as pq  # noqa: E402
-import torch  # noqa: E402
-from safetensors.torch import load_file  # noqa: E402
-from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
-from transformers.utils import logging  # noqa: E402
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
-from cft_ray import strategies  # noqa: E402
-from cft_ray.drift.heads import HeadCounts, head_slices  # noqa: E402
-from cft_ray.drift.measure import measure_drift  # noqa: E402
-from cft_ray.grid.settings import ScratchModel, Template, TrainingSettings  # noqa: E402
-from cft_ray.models import function  # noqa: E402
-from cft_ray.models.attention import PLAIN as SDPA  # noqa: E402
-from cft_ray.plan.specs import StrategyRef  # noqa: E402
-from cft_ray.training import attention, engine, group, model  # noqa: E402
-from cft_ray.training.contract import Contract  # noqa: E402
-from cft_ray.training.examples import Examples  # noqa: E402
-from cft_ray.training.job import Job  # noqa: E402
-from cft_ray.training.loop import train  # noqa: E402
-from cft_ray.training.loss import SummedLoss  # noqa: E402
-from cft_ray.training.order import SampleOrder  # noqa: E402
-from cft_ray.training.probe import Probe  # noqa: E402
+from cft_ray import strategies
+from cft_ray.drift.heads import HeadCounts, head_slices
+from cft_ray.drift.measure import measure_drift
+from cft_ray.grid.settings import ScratchModel, Template, TrainingSettings
+from cft_ray.models import function
+from cft_ray.models.attention import PLAIN as SDPA
+from cft_ray.plan.specs import StrategyRef
+from cft_ray.training import attention, engine, group, model
+from cft_ray.training.contract import Contract
+from cft_ray.training.examples import Examples
+from cft_ray.training.job import Job
+from cft_ray.training.loop import train
+from cft_ray.training.loss import SummedLoss
+from cft_ray.training.order import SampleOrder
+from cft_ray.training.probe import Probe
 
 NOISE = 3.0
 """times the plain loop's own noise"""

@@ -3,9 +3,9 @@
     python benchmarks/gpu/insight.py
 
 Drift reads two checkpoints' files on the host's processors: bytes a second, against reading the same files and doing nothing
-(files of Mistral's tensor shapes, `--gib` together, since the rate does not depend on the number of layers). Activations and KL run
-Mistral-7B's shape in bf16 with random weights made on the device (two of them for KL, 29 GB): tokens a second against the bare
-forward passes on the same batches, and operations a second as a share of the device's peak.
+(Mistral's tensor shapes with as many layers as make `--gib` together, since the rate does not depend on their number).
+Activations and KL run Mistral-7B's shape in bf16 with random weights made on the device (two of them for KL, 29 GB): tokens a
+second against the bare forward passes on the same batches, and operations a second as a share of the device's peak.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ import activations as benchmark_of_activations
 import drift as benchmark_of_drift
 import numpy as np
 import torch
+from huggingface_hub import save_torch_state_dict
+from transformers import PreTrainedModel
 
 from cft_ray.activations.measure import stream_activations
 from cft_ray.activations.prompts import Prompts
@@ -32,7 +34,6 @@ from cft_ray.data.rows import table
 from cft_ray.divergence.kl import BLOCK
 from cft_ray.divergence.measure import compare
 from cft_ray.grid.settings import DivergenceSettings, Template, TrainingSettings
-from cft_ray.inference.batches import by_length
 from cft_ray.inference.model import LoadedModel
 from cft_ray.models.outputs import outputs_of
 from cft_ray.plan.known import Shape
@@ -53,14 +54,17 @@ class Size:
     longest: int
     batch_tokens: int
     repeats: int
-    gib: float
+    stored: Shape
+    """of the checkpoints that drift reads"""
 
 
 def size_of(given: argparse.Namespace) -> Size:
     """Full, or tiny for a rehearsal."""
     if given.rehearse:
-        return Size(world.TINY, 12, 60, 256, 1, 0.26)
-    return Size(world.MODELS[NAME], 512, LONGEST, 16384, 3, given.gib)
+        return Size(world.TINY, 12, 60, 256, 1, world.TINY)
+    whole = world.MODELS[NAME]
+    layers = int((given.gib * 2**30 / 4 - 2 * whole.embedding_parameters) / whole.block_parameters)  # two sides of 2 bytes
+    return Size(whole, 512, LONGEST, 16384, 3, replace(whole, layers=min(whole.layers, max(1, layers))))
 
 
 def alternately(works: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
@@ -75,11 +79,19 @@ def alternately(works: dict[str, Callable[[], object]], repeats: int) -> dict[st
     return {name: statistics.median(found[1:]) for name, found in seconds.items()}
 
 
+def _save(causal: PreTrainedModel, folder: Path) -> None:
+    folder.mkdir()
+    (folder / "config.json").write_text(causal.config.to_json_string())
+    weights = {name: tensor.cpu() for name, tensor in causal.state_dict().items()}
+    save_torch_state_dict(weights, folder, max_shard_size="1GB")
+
+
 def of_drift(size: Size) -> dict[str, Any]:
     """A row of the table: bytes a second, the files in the page cache."""
     threads = min(16, len(os.sched_getaffinity(0)))
     with tempfile.TemporaryDirectory(prefix="cft-ray-drift-") as folder:
-        benchmark_of_drift._make(Path(folder), int(size.gib * 2**30))
+        for seed, side in enumerate(("left", "right")):
+            _save(world.random_model(NAME, size.stored, dtype=torch.bfloat16, seed=seed), Path(folder) / side)
         read = sum(file.stat().st_size for file in benchmark_of_drift._files(folder))
         works: dict[str, Callable[[], object]] = {
             "reading": lambda: benchmark_of_drift._read(folder, threads),
@@ -148,9 +160,14 @@ def of_divergence(size: Size, left: LoadedModel, right: LoadedModel) -> dict[str
         world.forget_peak()
         work()
         peaks[name] = hardware.peak_memory(group.device())
-    batch = max(len(each) for each in by_length([len(each) for each in ids], size.batch_tokens))
     row = _row("KL", size, int(examples.lengths.sum()), seconds, examples.lengths, models=2, less=0)
-    return {**row, "added GB": (peaks["ours"] - peaks["bare"]) / 1e9, "added at most GB": added(size), "kl": found[-1], "rows": batch}
+    return {
+        **row,
+        "added GB": (peaks["ours"] - peaks["bare"]) / 1e9,
+        "added at most GB": added(size),
+        "kl": found[-1],
+        "rows": batch,
+    }
 
 
 def added(size: Size) -> float:

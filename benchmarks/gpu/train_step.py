@@ -4,9 +4,10 @@
 
 Mistral-7B's and Llama-3-8B's shapes with random weights that are made on the device, so no file is needed. Two batches a shape:
 the study's, 16 rows of Alpaca's mean length (122 tokens; its 8 GPUs had 2 rows each, one GPU has all 16), and 8,192 tokens in
-4 rows of 2,048. Ours is `cft_ray.training`'s own step (padding-free, loss in chunks, fp32 master weights, fused AdamW); beside it a
-plain loop (`plain.py`: padded rows, transformers' own loss, fp32 master weights, torch's AdamW), and TRL's `SFTTrainer` where it is
-installed (its defaults; fp32 weights under bf16 autocast). All recompute activations (gradient checkpointing).
+4 rows of 2,048. Ours is `cft_ray.training`'s own step (padding-free, loss in chunks, fp32 master weights, fused AdamW). Beside
+it run a plain loop (`plain.py`: padded rows, transformers' own loss, fp32 master weights, torch's AdamW), and TRL's
+`SFTTrainer` where it is installed (its defaults; fp32 weights under bf16 autocast). All recompute activations (gradient
+checkpointing).
 
 Memory: full fine-tuning wants 16 bytes a parameter, 116 GB for 7.2 billion and 129 GB for 8.0. Where a device has less (an H100
 has 80 GB), the shape is cut to as many layers as the plain loop can be compared on, and the table says how many; LoRA is measured
@@ -25,7 +26,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import world
@@ -268,14 +268,19 @@ def measure(given: argparse.Namespace, name: str, method: str, shape: Shape, con
         output, problem = late.stdout or b"", "stopped: the budget is spent"
         text = output.decode() if isinstance(output, bytes) else output
     else:
-        text, problem = done.stdout, None if done.returncode == 0 else f"failed: {(done.stderr.strip().splitlines() or ['?'])[-1]}"
+        text, problem = (
+            done.stdout,
+            None if done.returncode == 0 else f"failed: {(done.stderr.strip().splitlines() or ['?'])[-1]}",
+        )
         if done.returncode:
             print(done.stderr[-3000:], file=sys.stderr)
     found = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
     return found + ([{"problem": problem}] if problem else [])
 
 
-def row_of(name: str, method: str, shape: Shape, contender: str, found: dict[str, Any], by_name: dict[str, Batch]) -> dict[str, Any]:
+def row_of(
+    name: str, method: str, shape: Shape, contender: str, found: dict[str, Any], by_name: dict[str, Batch]
+) -> dict[str, Any]:
     """A row of the table."""
     whole = world.MODELS[name].layers
     layers = str(shape.layers) if shape.layers == whole else f"{shape.layers} of {whole}"
