@@ -166,7 +166,6 @@ def of_divergence(size: Size, left: LoadedModel, right: LoadedModel) -> dict[str
         "added GB": (peaks["ours"] - peaks["bare"]) / 1e9,
         "added at most GB": added(size),
         "kl": found[-1],
-        "rows": batch,
     }
 
 
