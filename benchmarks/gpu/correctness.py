@@ -146,7 +146,7 @@ class Bench:
         """Train; (job, loss of each step)."""
         job = self.job(name, start, **settings)
         summary = train(job)
-        return job, [row["loss"] for row in summary.rows]
+        return job, summary.records["loss"].to_pylist()
 
     def plain(self, job: Job, *, turned: bool = False, frozen: Any = None) -> tuple[list[float], dict[str, torch.Tensor]]:
         """The same training by the plain loop; (loss of each step, weights at the end).
@@ -267,7 +267,7 @@ def resume(bench: Bench, checks: Checks) -> dict[str, Any]:
         with contextlib.suppress(Interrupted):
             train(job, stop)
         summary = train(job)
-    resumed = [row["loss"] for row in summary.rows]
+    resumed = summary.records["loss"].to_pylist()
     ends = [weights_of(Path(each.output) / "model") for each in (once, twice, job)]
     checks.none("resume: steps that were not taken up from the checkpoint", abs(summary.resumed_at - every), 1)
     repeat, stopped = apart(losses, again)[1], apart(losses, resumed)[1]
@@ -292,14 +292,16 @@ def layouts(checks: Checks, trained: Path, examples: Examples) -> None:
     device = group.device()
     pad_id = AutoTokenizer.from_pretrained(trained).pad_token_id
     probe = Probe.of(examples, pad_id)
-    exact = function.own_losses(AutoModelForCausalLM.from_pretrained(trained, dtype=torch.float32).to(device).eval(), probe.rows)
-    causal = AutoModelForCausalLM.from_pretrained(trained, dtype=torch.bfloat16).to(device).eval()
+    single: Any = AutoModelForCausalLM.from_pretrained(trained, dtype=torch.float32)
+    exact = function.own_losses(single.to(device).eval(), probe.rows)
+    causal: Any = AutoModelForCausalLM.from_pretrained(trained, dtype=torch.bfloat16)
+    causal.to(device).eval()
     errors = {}
-    for padding, name in (("free", attention.NAME), ("padded", SDPA)):
+    for way, name in ((function.Way("free"), attention.NAME), (function.Way("padded"), SDPA)):
         function.set_attention(causal, name)
         with torch.no_grad():
-            losses = probe.of_model(causal, function.Way(padding))
-        errors[padding] = float((losses.double() - exact.double()).square().mean().sqrt())
+            losses = probe.of_model(causal, way)
+        errors[way.padding] = float((losses.double() - exact.double()).square().mean().sqrt())
     what = "padding-free: error of a token's loss against fp32, in errors of padded rows"
     checks.at_most(what, errors["free"] / errors["padded"], 1.5)
 

@@ -126,12 +126,14 @@ def ours(given: argparse.Namespace, shape: Shape) -> Iterator[tuple[str, Timed]]
             settings = settings_of(batch, WARM_UP + given.steps)
             examples, order = _rows(batch, settings, shape)
             pace = _Pace(causal, examples, shape.parameters, ranks)
-
-            def step(number: int, given_to: tuple[Any, ...] = (deep, examples, order, settings), pace: _Pace = pace) -> float:
-                return _step(*given_to, number, 0, pace)["loss"]
-
-            yield batch.name, Timed.of(given.steps, batch.tokens, step)
+            yield batch.name, Timed.of(given.steps, batch.tokens, _ours(deep, examples, order, settings, pace))
         assert rank == 0
+
+
+def _ours(
+    deep: engine.Engine, examples: Examples, order: SampleOrder, settings: TrainingSettings, pace: _Pace
+) -> Callable[[int], float]:
+    return lambda number: _step(deep, examples, order, settings, number, 0, pace)["loss"]
 
 
 def plain(given: argparse.Namespace, shape: Shape) -> Iterator[tuple[str, Timed]]:
