@@ -146,7 +146,10 @@ class Encoder:
         seams: list[tuple[int, str, str]] = []
         for number in range(max(map(len, turns), default=0)):
             there = [place for place in range(len(rows)) if number < len(turns[place])]
-            self._append(there, ids, [turns[place][number].asked for place in there], spelled, first=number == 0)
+            asked = [turns[place][number].asked for place in there]
+            if number:
+                asked = [self._behind(ids[place], pieces) for place, pieces in zip(there, asked, strict=True)]
+            self._append(there, ids, asked, spelled, first=number == 0)
             for place in there:
                 last[place] = len(ids[place])
             there = [place for place in there if outputs[place] is not None or number < len(turns[place]) - 1]
@@ -198,9 +201,18 @@ class Encoder:
         elif final:
             row.append(self.vocabulary.end)
         end = len(row)
-        if len(turn.tail) > stop and (stop or not self._tail_end):
-            row += self._tail(turn.tail[stop:], self.vocabulary.after(row))
+        rest = turn.tail[stop:].lstrip() if self.vocabulary.takes_space(row) else turn.tail[stop:]
+        if rest and (stop or not self._tail_end):
+            row += self._tail(rest, self.vocabulary.after(row))
         return end
+
+    def _behind(self, row: list[int], asked: Pieces) -> Pieces:
+        """The next question as it stands behind an answer's end, which may take its white space; an answer keeps its own."""
+        if self.vocabulary.takes_space(row):
+            while asked and not (begin := asked[0][0].lstrip()):
+                asked = asked[1:]
+            asked = [(begin, asked[0][1]), *asked[1:]] if asked else asked
+        return asked
 
     def _tail(self, text: str, where: Where) -> list[int]:
         if (text, where) not in self._tails:

@@ -62,6 +62,7 @@ class Vocabulary:
             marked = token["content"] in marks and "think" not in token["content"] and token["content"].strip() != ""
             token["special"] = token["special"] or token["content"] in named or marked
         self._added = {token["id"] for token in self._state["added_tokens"]}
+        self._taking = {token["id"] for token in self._state["added_tokens"] if token["rstrip"]}
         control = [token for token in self._state["added_tokens"] if token["special"]]
         self._control = {token["content"]: token for token in control}
         spelled = sorted((re.escape(text) for text in self._control if text), key=len, reverse=True)
@@ -93,6 +94,10 @@ class Vocabulary:
         if not ids:
             return "start"
         return "section" if ids[-1] in self._added else "inside"
+
+    def takes_space(self, ids: Sequence[int]) -> bool:
+        """Whether the last of these ids is a token that takes the white space behind it, as Phi-3's marks do."""
+        return bool(ids) and ids[-1] in self._taking
 
     def encode(self, texts: Sequence[str], where: Where, *, literal: bool) -> list[list[int]]:
         """Token ids of each text, nothing put before or behind.

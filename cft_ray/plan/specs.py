@@ -137,7 +137,7 @@ class FinetuneSpec(Spec):
     """One training. Inputs: `data`; `model` unless `scratch` or `checkpoints["model"]`; what the strategy asks for."""
 
     kind: ClassVar[str] = "finetune"
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     checkpoints: dict[str, Checkpoint] = Field(default_factory=dict, description="named models by role: `model`")
     scratch: ScratchModel | None = Field(default=None, description="architecture to initialise, for training from scratch")
     template: Template = Field(description="how a row becomes text")
@@ -159,7 +159,7 @@ class ReplaySpec(Spec):
     """Answers of `model` to prompts. Inputs: `model` or `checkpoints["model"]`, `prompts`, `target` (its size counts)."""
 
     kind: ClassVar[str] = "replay"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     checkpoints: dict[str, Checkpoint] = Field(default_factory=dict)
     ratio: float = Field(description="rows to generate as a fraction of the rows of `target`")
     template: Template
@@ -231,7 +231,7 @@ class ActivationsSpec(Spec):
     """Hidden states of a model, a prompt and layer. Inputs: `prompts`; `model` or `checkpoints["model"]`."""
 
     kind: ClassVar[str] = "activations"
-    version: ClassVar[int] = 5
+    version: ClassVar[int] = 6
     checkpoints: dict[str, Checkpoint] = Field(default_factory=dict)
     template: Template | None = Field(default=None, description="how a prompt is wrapped; None: as it is")
     settings: ActivationSettings
@@ -247,7 +247,7 @@ class DivergenceSpec(Spec):
     """KL(left‖right) of next-token distributions. Inputs: `data`; `left`, `right`, each possibly in `checkpoints` instead."""
 
     kind: ClassVar[str] = "divergence"
-    version: ClassVar[int] = 5
+    version: ClassVar[int] = 6
     checkpoints: dict[str, Checkpoint] = Field(default_factory=dict)
     template: Template = Field(description="how a row becomes text")
     settings: DivergenceSettings
@@ -257,7 +257,7 @@ class ReplayQualitySpec(Spec):
     """What generated replay is like. Inputs: `replay`; `english`, its prompts' rows; `model` or `checkpoints["model"]`."""
 
     kind: ClassVar[str] = "replay_quality"
-    version: ClassVar[int] = 5
+    version: ClassVar[int] = 6
     checkpoints: dict[str, Checkpoint] = Field(default_factory=dict)
     template: Template = Field(description="how a row becomes text, for the perplexity")
     max_length: int = Field(default=2048, gt=0, description="tokens of prompt and answer; longer rows have no perplexity")

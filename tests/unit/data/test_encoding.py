@@ -1,5 +1,6 @@
 """One encoding: tokenizers of many families × templates × hostile text."""
 
+import copy
 import itertools
 import json
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from madetokenizers import CHATS, FAMILIES, LOSSLESS, SPECIALS, tokenizer, worded
+from transformers import AddedToken
 
 from cft_ray.data.encoding import Encoder
 from cft_ray.data.rows import dump_turns
@@ -97,6 +99,35 @@ def test_chat_ids_of_several_turns_are_those_of_apply_chat_template(family, chat
         assert tokenizer(family).decode(asked) == tokenizer(family).decode(gold)
     else:
         assert asked == gold
+
+
+@pytest.mark.parametrize(
+    ("before", "between", "behind"),
+    [("", "\n", "\n"), ("\n", "", "")],
+)
+@pytest.mark.parametrize("family", ["gpt2", "llama3", "first", "legacy"])
+def test_white_space_behind_a_mark_that_takes_it_is_taken_in_every_turn(family, before, between, behind):
+    """Phi-3's marks; an answer keeps the white space that it begins with, though they would take it."""
+    source: Any = copy.deepcopy(tokenizer(family, "chatml"))
+    marks = [AddedToken(text, special=True, normalized=False, rstrip=True) for text in ("<|im_start|>", "<|im_end|>")]
+    source.add_tokens(marks, special_tokens=True)
+    source.chat_template = (
+        f"{{% for m in messages %}}{{{{ {before!r} + '<|im_start|>' + m['role'] + {between!r} + m['content'] }}}}"
+        f"{{{{ '<|im_end|>' + {behind!r} }}}}{{% endfor %}}"
+        f"{{% if add_generation_prompt %}}{{{{ {before!r} + '<|im_start|>assistant' + {between!r} }}}}{{% endif %}}"
+    )
+    made = Encoder(source, Template(name="chat"))
+    said = [("user", "Say hello"), ("assistant", "Hello there"), ("user", "  Say more"), ("assistant", "world"), ("user", "One")]
+    messages = [{"role": role, "content": content} for role, content in said]
+    for stop in (1, 3, 5):
+        gold = source.apply_chat_template(messages[:stop], tokenize=True, add_generation_prompt=True, return_dict=False)
+        (asked,) = made.prompts([row(messages[stop - 1]["content"], turns=dump_turns(messages[: stop - 1]))])
+        assert source.convert_ids_to_tokens(asked) == source.convert_ids_to_tokens(gold)
+    output = "        return x"
+    (found,) = made.rows([row(output=output, turns=dump_turns(messages[:2]))])
+    begin, stop = found.answers[-1]
+    assert source.decode(found.ids[begin : stop - 1], skip_special_tokens=False).endswith(output.removeprefix(" "))
+    assert found.ids[stop - 1 :] == [source.convert_tokens_to_ids("<|im_end|>")]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
