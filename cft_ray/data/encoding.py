@@ -208,11 +208,14 @@ class Encoder:
 
     def _behind(self, row: list[int], asked: Pieces) -> Pieces:
         """The next question as it stands behind an answer's end, which may take its white space; an answer keeps its own."""
-        if self.vocabulary.takes_space(row):
-            while asked and not (begin := asked[0][0].lstrip()):
-                asked = asked[1:]
-            asked = [(begin, asked[0][1]), *asked[1:]] if asked else asked
-        return asked
+        if not self.vocabulary.takes_space(row):
+            return asked
+        rest = list(asked)
+        while rest:
+            text, literal = rest.pop(0)
+            if begin := text.lstrip():
+                return [(begin, literal), *rest]
+        return rest
 
     def _tail(self, text: str, where: Where) -> list[int]:
         if (text, where) not in self._tails:
