@@ -2,19 +2,24 @@
 
 import dataclasses
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from alone import Alone
 
+from cft_ray.data.accounts import RowAccount
 from cft_ray.data.rows import table
+from cft_ray.errors import StageFailed, UserError
 from cft_ray.grid.settings import ScratchModel, Template, TrainingSettings
 from cft_ray.plan.specs import Checkpoint, DriftSpec, FinetuneSpec, StrategyRef
 from cft_ray.plan.stage import Stage
 from cft_ray.stages import finetune, runner, sides
+from cft_ray.training import loop
 
 
 class Watched(Alone):
@@ -113,3 +118,91 @@ def test_a_kind_is_found_by_its_name(monkeypatch):
         runner("datasets")
     monkeypatch.setitem(runner.__globals__["SPECS"], "elsewhere", SimpleNamespace(module="cft_ray.stages.drift"))
     assert runner("elsewhere").__module__ == "cft_ray.stages.drift"
+
+
+class Account:
+    """What a training says of its rows."""
+
+    used = 9
+
+    def account(self, training: Any) -> RowAccount:
+        return RowAccount(came=10, used=9, left_out={"too_long": 1})
+
+
+SUMMARY = SimpleNamespace(
+    steps=3,
+    tokens=50,
+    samples=12,
+    counts=Account(),
+    loss_first=2.0,
+    loss_last=1.0,
+    facts={},
+    trainable_fraction=0.25,
+    notes=("n",),
+)
+
+
+@pytest.fixture
+def train(monkeypatch) -> list[Any]:
+    """In the place of the training: writes one file, or raises what is put in."""
+    ends: list[Any] = []
+
+    def done(job: Any, live: Any, prove: Any) -> Any:
+        if ends and isinstance(ends[0], Exception):
+            raise ends[0]
+        ends.append((job, live))
+        Path(job.output).mkdir(exist_ok=True)
+        (Path(job.output) / "weights").write_text("w")
+        return SUMMARY
+
+    monkeypatch.setattr(loop, "train", done)
+    return ends
+
+
+@pytest.mark.parametrize("facts", [{}, {"trainable_fraction": 0.1, "frozen_fraction": 0.8}])
+def test_outputs_are_the_summarys_unless_the_strategy_says_otherwise(tmp_path, train, monkeypatch, facts):
+    monkeypatch.setattr(SUMMARY, "facts", facts)
+    outputs, away = finetune._train(made(tmp_path), None)
+    assert not away and (tmp_path / "output" / "weights").exists()
+    assert (outputs["steps"], outputs["tokens"], outputs["samples"], outputs["rows"]) == (3, 50, 12, 9)
+    assert (outputs["loss_first"], outputs["loss_last"], outputs["notes"], outputs["strategy"]) == (2.0, 1.0, ["n"], facts)
+    assert outputs["account"]["left_out"] == {"too_long": 1}
+    shares = facts or {"trainable_fraction": 0.25, "frozen_fraction": 0.75}
+    assert {name: outputs[name] for name in shares} == shares
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("x"), UserError("x"), StageFailed("x")])
+def test_where_an_error_was_raised_travels_with_it_unless_it_is_said_in_words(tmp_path, train, error):
+    train.append(error)
+    with pytest.raises(type(error)) as caught:
+        finetune._train(made(tmp_path), None)
+    notes = "".join(getattr(caught.value, "__notes__", []))
+    assert ("in the training process" in notes and "ZeroDivisionError" in notes) is isinstance(error, ZeroDivisionError)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_first_rank_alone_reports(tmp_path, train, monkeypatch, rank):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: rank)
+    finetune._train(made(tmp_path), None)
+    assert (train[0][1] is not None) is (rank == 0)
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_what_was_trained_elsewhere_is_brought_by_whoever_still_holds_the_stage(tmp_path, train, monkeypatch, lost):
+    monkeypatch.setattr(finetune.ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "there"))
+    context = made(tmp_path)
+
+    def prove() -> None:
+        if lost:
+            raise RuntimeError("taken over")
+
+    context.prove = prove  # type: ignore[method-assign]
+    if lost:
+        with pytest.raises(RuntimeError, match="taken over"):
+            finetune._train(context, "here")
+        assert not Path(finetune._brought(context)).exists()
+    else:
+        assert finetune._train(context, "here")[1] and finetune._train(context, "there")[1] is False
+        assert (tmp_path / "checkpoints" / "output-0001" / "weights").read_text() == "w"
+        assert not (context.scratch / "output").exists()
