@@ -6,13 +6,16 @@ row's answer was cut, and then it has no end token.
 """
 
 import json
+import shutil
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from hashlib import file_digest
+from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,15 +24,17 @@ from cft_ray.data.accounts import RowAccount
 from cft_ray.data.encoding import Encoded, Encoder
 from cft_ray.errors import UserError
 from cft_ray.grid.settings import Template, TrainingSettings
+from cft_ray.plan.specs import FinetuneSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_ENCODES = ("tokenizers", "transformers")
 ROWS_AT_ONCE = 256
 """rows; with more, what is made of them lives long enough for the garbage collector to look through the whole process"""
 THREADS = 2
 """that encode at a time: while one is in the tokenizer, the other makes texts of rows and rows of tokens"""
-_ARRAYS = ("tokens", "offsets", "taught", "places")
+_ARRAYS, _KEY = ("tokens", "offsets", "taught", "places"), "key"
 
 
 @dataclass(frozen=True)
@@ -123,18 +128,42 @@ class Examples:
         """Token ids of a row."""
         return self.tokens[self.offsets[row] : self.offsets[row + 1]]
 
-    def save(self, folder: Path) -> None:
-        """Write to a folder; `load` maps it."""
-        folder.mkdir(parents=True, exist_ok=True)
+    def save(self, folder: Path, key: str = "") -> None:
+        """Write to a folder, in the place of what is there; `load` maps it, and `kept` knows it by its key."""
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
         for name in _ARRAYS:
             np.save(folder / f"{name}.npy", getattr(self, name))
         (folder / "counts.json").write_text(json.dumps(asdict(self.counts)))
+        (folder / _KEY).write_text(key)  # last: with it, all is there
+
+    @classmethod
+    def kept(cls, folder: Path, key: str) -> "Examples | None":
+        """What was saved under a key; None: nothing was, or not to its end."""
+        try:
+            return cls.load(folder) if (folder / _KEY).read_text() == key else None
+        except FileNotFoundError:
+            return None
 
     @classmethod
     def load(cls, folder: Path) -> "Examples":
         """Map what `save` wrote; costs no memory that other processes do not share."""
         arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
         return cls(**arrays, counts=RowCounts(**json.loads((folder / "counts.json").read_text())))
+
+
+def encoding_key(
+    rows: Path, template: Template, tokenizer: "PreTrainedTokenizerBase", settings: TrainingSettings, positions: int | None
+) -> str:
+    """A digest of all that `encode` depends on: the rows' file, the tokenizer, the settings, and the code's versions."""
+    with rows.open("rb") as opened:
+        digest = file_digest(opened, "sha256")
+    said = [template.model_dump(mode="json"), settings.model_dump(mode="json"), positions, tokenizer.chat_template]
+    used = [FinetuneSpec.version, *(metadata.version(name) for name in _ENCODES)]
+    digest.update(json.dumps([*said, *used, sorted(map(repr, tokenizer.special_tokens_map.items()))]).encode())
+    backend: Any = tokenizer.backend_tokenizer
+    digest.update(backend.to_str().encode())
+    return digest.hexdigest()
 
 
 def encode(

@@ -6,7 +6,6 @@ all that the ranks exchange beside gradients.
 """
 
 import math
-import shutil
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
@@ -32,7 +31,7 @@ from cft_ray.training import engine, export, group, hardware, loggers
 from cft_ray.training.checkpoint import Checkpoints, Progress
 from cft_ray.training.collate import MicroBatch, collate
 from cft_ray.training.contract import Contract
-from cft_ray.training.examples import Examples, RowCounts, encode
+from cft_ray.training.examples import Examples, RowCounts, encode, encoding_key
 from cft_ray.training.job import Job
 from cft_ray.training.loss import SummedLoss
 from cft_ray.training.order import SampleOrder, deal
@@ -229,16 +228,18 @@ class _Pace:
 
 
 def _examples(job: Job, tokenizer: PreTrainedTokenizerBase) -> Examples:
-    """Encoded rows: one rank of each machine encodes, the others map what it wrote."""
+    """Encoded rows: one rank of each machine encodes, unless an attempt before it has; the others map what it wrote."""
     folder = Path(job.scratch) / "examples"
     positions = positions_in(in_folder(job.model))
     problem: UserError | StageFailed | None = None
     if group.is_first_of_machine():
         try:
-            shutil.rmtree(folder, ignore_errors=True)
-            examples = encode(pq.read_table(job.rows), job.template, tokenizer, job.training, where=job.rows, positions=positions)
+            key = encoding_key(Path(job.rows), job.template, tokenizer, job.training, positions)
+            if (examples := Examples.kept(folder, key)) is None:
+                rows = pq.read_table(job.rows)
+                examples = encode(rows, job.template, tokenizer, job.training, where=job.rows, positions=positions)
+                examples.save(folder, key)
             _refuse_lost(job, examples.counts.account(job.training).checked(job.label), job.training.longest(positions))
-            examples.save(folder)
         except (UserError, StageFailed) as error:
             problem = error
     if found := group.first_problem(problem):

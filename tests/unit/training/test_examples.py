@@ -2,12 +2,13 @@
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from cft_ray.errors import UserError
 from cft_ray.grid.settings import Template, TrainingSettings
 from cft_ray.training.collate import collate
-from cft_ray.training.examples import Examples, encode
+from cft_ray.training.examples import Examples, encode, encoding_key
 from cft_ray.training.model import byte_tokenizer
 
 TOKENIZER = byte_tokenizer(512)
@@ -87,6 +88,46 @@ def test_saved_and_mapped_is_the_same(tmp_path):
     examples.save(tmp_path)
     mapped = Examples.load(tmp_path)
     assert np.array_equal(mapped.tokens, examples.tokens) and mapped.counts == examples.counts
+
+
+def test_what_was_encoded_is_known_by_all_that_it_depends_on(tmp_path):
+    rows = tmp_path / "rows.parquet"
+    pq.write_table(table(("a", "b")), rows)
+    given = {"template": PLAIN, "tokenizer": byte_tokenizer(64), "settings": TrainingSettings(max_length=64), "positions": 64}
+
+    def key(**changed) -> str:
+        return encoding_key(rows, **(given | changed))
+
+    first = key()
+    assert key(tokenizer=byte_tokenizer(64)) == first  # as another process makes it
+    others = [
+        key(template=Template(name="toy")),
+        key(settings=TrainingSettings(max_length=65)),
+        key(settings=TrainingSettings(max_length=64, train_on_prompt=True)),
+        key(positions=None),
+    ]
+    pq.write_table(table(("a", "c")), rows)
+    others.append(key())
+    tokenizer = byte_tokenizer(64)
+    tokenizer.chat_template = "{{ messages }}"
+    others.append(key(tokenizer=tokenizer))
+    tokenizer = byte_tokenizer(64)
+    tokenizer.add_tokens(["bc"])
+    others.append(key(tokenizer=tokenizer))
+    assert len({first, *others}) == 1 + len(others)
+
+
+def test_what_was_saved_is_kept_under_its_key_once_it_is_whole(tmp_path):
+    found = encoded(("a", "b"), ("c", "d"))
+    assert Examples.kept(tmp_path / "there", "k") is None
+    found.save(tmp_path / "there", "k")
+    kept = Examples.kept(tmp_path / "there", "k")
+    assert kept is not None and kept.counts == found.counts and kept.tokens.tolist() == found.tokens.tolist()
+    assert Examples.kept(tmp_path / "there", "other") is None
+    (tmp_path / "there" / "key").unlink()  # as where its process was killed before
+    assert Examples.kept(tmp_path / "there", "k") is None
+    encoded(("x", "y")).save(tmp_path / "there", "l")
+    assert Examples.kept(tmp_path / "there", "k") is None and Examples.kept(tmp_path / "there", "l") is not None
 
 
 @pytest.mark.parametrize("padding", ["free", "padded"])
