@@ -254,9 +254,16 @@ def contend(given: argparse.Namespace) -> None:
         print(json.dumps({"problem": "out of memory"}))
 
 
+def _installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ImportError:
+        return False
+
+
 def measure(given: argparse.Namespace, name: str, method: str, shape: Shape, contender: str, left: float) -> list[dict[str, Any]]:
     """A contender in a process of its own: what it printed."""
-    if contender == "trl" and not all(importlib.util.find_spec(package) for package in ("trl", "datasets", "accelerate")):
+    if contender == "trl" and not all(map(_installed, ("trl", "datasets", "accelerate"))):
         return [{"problem": "not installed"}]
     if left < START_SECONDS:
         return [{"problem": "not begun: the budget is spent"}]
