@@ -7,32 +7,38 @@ the checkout are there.
 """
 
 import importlib.metadata
+import re
 import runpy
 import sys
 from collections.abc import Sequence
-from importlib.abc import MetaPathFinder
-from typing import Any
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+from typing import ClassVar
 
 
-class Absent(MetaPathFinder):
-    """Refuses what the given distributions do not bring."""
+class Present(PathFinder):
+    """Finds what is not absent; what is absent is not found at all, so that those who look before they import see it too."""
 
-    def __init__(self, there: set[str]) -> None:
-        def canonical(name: str) -> str:
-            return name.lower().replace("_", "-").replace(".", "-")
+    absent: ClassVar[set[str]] = set()
 
-        owners = importlib.metadata.packages_distributions()
-        self._absent = {module for module, names in owners.items() if not there & {canonical(name) for name in names}}
+    @classmethod
+    def find_spec(cls, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        """As `PathFinder`."""
+        return None if path is None and fullname in cls.absent else PathFinder.find_spec(fullname, path, target)
 
-    def find_spec(self, name: str, path: Sequence[str] | None, target: Any = None) -> None:
-        if path is None and name.partition(".")[0] in self._absent - {"cft_ray"}:
-            raise ModuleNotFoundError(f"No module named {name!r} on a bare machine", name=name)
+
+def others(there: set[str]) -> set[str]:
+    """Top-level modules that no distribution of these brings."""
+
+    def canonical(name: str) -> str:
+        return re.sub(r"[-_.]+", "-", name.lower())
+
+    owners = importlib.metadata.packages_distributions()
+    return {module for module, names in owners.items() if not there & set(map(canonical, names))} - {"cft_ray"}
 
 
 def closure(roots: Sequence[str]) -> set[str]:
     """Distributions with all that they cannot be without."""
-    import re
-
     found: set[str] = set()
     waiting = list(roots)
     while waiting:
@@ -51,7 +57,8 @@ def closure(roots: Sequence[str]) -> set[str]:
 if __name__ == "__main__":
     bare, packed, *argv = sys.argv[1:]
     # What is bare comes with its dependencies; what is packed is a full list by itself.
-    sys.meta_path.insert(0, Absent(closure(bare.split(",")) | set(packed.split(","))))
+    Present.absent = others(closure(bare.split(",")) | set(packed.split(",")))
+    sys.meta_path[sys.meta_path.index(PathFinder)] = Present
     sys.argv = argv
     sys.path[0] = argv[0].rpartition("/")[0]
     runpy.run_path(argv[0], run_name="__main__")
