@@ -3,8 +3,8 @@
     python benchmarks/gpu/pack.py wheels            # on a machine with the network
     pip install --no-deps wheels/*.whl              # on the GPU machine, beside a checkout
 
-Versions are those of `requirements/gpu.lock`. No Ray, DeepSpeed, vLLM or data set library is among them. `--with trl` adds what
-TRL's `SFTTrainer` needs. A wheel, and all of them together, may have `LIMIT` bytes at most.
+Versions are those of `requirements/gpu.lock`. No Ray, DeepSpeed, vLLM or data set library is among them. `--trl` packs
+instead what TRL's `SFTTrainer` needs beside them: a second load. A wheel, and all of them together, may have `LIMIT` bytes at most.
 """
 
 import argparse
@@ -49,10 +49,10 @@ def pinned(lock: str) -> dict[str, str]:
     return dict(re.findall(r"^([a-z0-9][a-z0-9._-]*)==([^\s;\\]+)", lock, flags=re.MULTILINE))
 
 
-def wanted(extra: bool) -> list[str]:
+def wanted(trl: bool) -> list[str]:
     """``name==version`` of all that is packed."""
     pins = pinned((ROOT / "requirements" / "gpu.lock").read_text(encoding="utf-8"))
-    return [f"{name}=={pins[name]}" for name in (*NEEDED, *LORA, *(TRL if extra else ()))]
+    return [f"{name}=={pins[name]}" for name in (TRL if trl else (*NEEDED, *LORA))]
 
 
 def too_large(sizes: dict[str, int]) -> list[str]:
@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--python", default="3.11", help="of the GPU machine")
     parser.add_argument("--platform", default="manylinux_2_28_x86_64", help="of the GPU machine")
-    parser.add_argument("--with", dest="extra", choices=["trl"], help="for the comparison with TRL")
+    parser.add_argument("--trl", action="store_true", help="what the comparison with TRL needs beside, in a folder of its own")
     given = parser.parse_args()
     command = [
         sys.executable,
@@ -81,7 +81,7 @@ def main() -> None:
         str(given.folder),
     ]
     command += ["--python-version", given.python, "--platform", given.platform, "--platform", "manylinux2014_x86_64"]
-    subprocess.run([*command, *wanted(given.extra == "trl")], check=True)
+    subprocess.run([*command, *wanted(given.trl)], check=True)
     sizes = {file.name: file.stat().st_size for file in sorted(given.folder.glob("*.whl"))}
     for name, size in sizes.items():
         print(f"{size / 2**20:7.2f} MiB  {name}")
