@@ -4,7 +4,7 @@
     pip install --no-deps wheels/*.whl              # on the GPU machine, beside a checkout
 
 Versions are those of `requirements/gpu.lock`. No Ray, DeepSpeed, vLLM or data set library is among them. `--trl` packs
-instead what TRL's `SFTTrainer` needs beside them: a second load. A wheel, and all of them together, may have `LIMIT` bytes at most.
+instead what TRL's `SFTTrainer` needs beside them: a second load. A wheel, and all of them together, may have `LIMIT` bytes.
 """
 
 import argparse
