@@ -7,9 +7,7 @@ row's answer was cut, and then it has no end token.
 
 import json
 import shutil
-from collections import Counter, deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from hashlib import file_digest
@@ -21,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from cft_ray.data.accounts import RowAccount
-from cft_ray.data.encoding import Encoded, Encoder
+from cft_ray.data.encoding import Encoder
 from cft_ray.errors import UserError
 from cft_ray.grid.settings import Template, TrainingSettings
 from cft_ray.plan.specs import FinetuneSpec
@@ -32,8 +30,6 @@ if TYPE_CHECKING:
 _ENCODES = ("tokenizers", "transformers")
 ROWS_AT_ONCE = 256
 """rows; with more, what is made of them lives long enough for the garbage collector to look through the whole process"""
-THREADS = 2
-"""that encode at a time: while one is in the tokenizer, the other makes texts of rows and rows of tokens"""
 _ARRAYS, _KEY = ("tokens", "offsets", "taught", "places"), "key"
 
 
@@ -198,8 +194,12 @@ def encode(
     places: list[int] = []
     tally: Counter[str] = Counter()
     begin = 0
-    for came, answered, whole, found in _encoded(encoder, rows, unanswered):
-        tally["no_output"] += came - len(answered)
+    for batch in rows.to_batches(max_chunksize=ROWS_AT_ONCE):
+        given = batch.to_pylist()
+        answered = [index for index, row in enumerate(given) if unanswered or row["output"].strip()]
+        tally["no_output"] += len(given) - len(answered)
+        whole = [given[index].get("finish_reason") in (None, "", "stop") for index in answered]
+        found = encoder.rows([given[index] for index in answered], whole)
         kept: list[int] = []
         targets: list[tuple[int, int]] = []
         for index, row, ended in zip(answered, found, whole, strict=True):
@@ -230,7 +230,7 @@ def encode(
         taught.append(np.zeros(len(kept), dtype=bool))
         for first, stop in targets:
             taught[-1][first:stop] = True
-        begin += came
+        begin += len(given)
     too_long = tally["too_long"]
     if too_long and settings.long_rows == "refuse":
         raise UserError(
@@ -252,25 +252,3 @@ def encode(
         places=np.asarray(places, dtype=np.int64),
         counts=RowCounts(rows=rows.num_rows, used=len(places), **{"too_long": 0, "without_target": 0, **tally}),
     )
-
-
-def _encoded(encoder: Encoder, rows: pa.Table, unanswered: bool) -> Iterator[tuple[int, list[int], list[bool], list[Encoded]]]:
-    """Of each batch of rows in turn: how many came, the places of those with an answer, which of these are whole, and their ids.
-
-    The next batches are begun meanwhile: most of the work is the tokenizer's, which leaves Python alone.
-    """
-
-    def one(batch: pa.RecordBatch) -> tuple[int, list[int], list[bool], list[Encoded]]:
-        given = batch.to_pylist()
-        answered = [index for index, row in enumerate(given) if unanswered or row["output"].strip()]
-        whole = [given[index].get("finish_reason") in (None, "", "stop") for index in answered]
-        return len(given), answered, whole, encoder.rows([given[index] for index in answered], whole)
-
-    begun: deque[Future[tuple[int, list[int], list[bool], list[Encoded]]]] = deque()
-    with ThreadPoolExecutor(THREADS, "encode") as pool:
-        for batch in rows.to_batches(max_chunksize=ROWS_AT_ONCE):
-            begun.append(pool.submit(one, batch))
-            if len(begun) > THREADS:
-                yield begun.popleft().result()
-        while begun:
-            yield begun.popleft().result()
