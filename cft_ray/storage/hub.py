@@ -28,6 +28,13 @@ def endpoint() -> str:
     return os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
 
 
+def offline() -> bool:
+    """Whether the environment forbids to ask the hub: `datasets` and the hub's client say so in many ways."""
+    return any(
+        os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
+    )
+
+
 def from_hub(what: str, call: Callable[[], T], *, instead: str = COPY, seconds: float | None = None) -> T:
     """What a call of the hub's client returns, once it does.
 
@@ -43,11 +50,18 @@ def from_hub(what: str, call: Callable[[], T], *, instead: str = COPY, seconds: 
         Exception: what ``call`` raised of another sort.
     """
     try:
-        return patiently(call, transient, where=f"the hub {endpoint()}", seconds=seconds, words=_short, asked=_asked_pause)
+        return patiently(
+            call,
+            lambda error: transient(error) and not offline(),
+            where=f"the hub {endpoint()}",
+            seconds=seconds,
+            words=_short,
+            asked=_asked_pause,
+        )
     except UserError:
         raise
     except Exception as error:
-        refusal = refused(error, what, instead)
+        refusal = _forbidden(what, instead) if offline() and transient(error) else refused(error, what, instead)
         if refusal is None:
             raise
         raise refusal from None
@@ -96,8 +110,7 @@ def refused(error: BaseException, what: str, instead: str = COPY) -> UserError |
 
     causes = list(_causes(error))
     if any(isinstance(cause, OfflineModeIsEnabled) for cause in causes):
-        fix = f"unset it for this command, or give a copy: {instead}"
-        return UserError("HF_HUB_OFFLINE forbids to ask the hub, and this machine's cache lacks it", where=what, fix=fix)
+        return _forbidden(what, instead)
     sort = Unavailable if transient(error) else UserError
     for cause in causes:
         if isinstance(cause, OSError) and cause.errno is not None and not isinstance(cause, _LOST):
@@ -132,6 +145,11 @@ def refused(error: BaseException, what: str, instead: str = COPY) -> UserError |
         reason = f"{type(error).__name__}: {error.strerror}" if error.strerror else type(error).__name__
         return UserError(f"cannot be fetched ({reason})", where=what, fix=f"free disk space? {_AGAIN}")
     return None
+
+
+def _forbidden(what: str, instead: str) -> UserError:
+    fix = f"unset it for this command, or give a copy: {instead}"
+    return UserError("HF_HUB_OFFLINE forbids to ask the hub, and this machine's cache lacks it", where=what, fix=fix)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -55,7 +55,7 @@ def test_schema_accepts_the_grids_and_refuses_a_misspelt_key(repository):
         jsonschema.validate(grid | {"seed": 1}, schema)
 
 
-@pytest.mark.parametrize(("grid", "cells"), [("smoke", 10), ("toy", 56), ("full", 56)])
+@pytest.mark.parametrize(("grid", "cells"), [("smoke", 7), ("toy", 56), ("full", 56)])
 def test_plan_of_the_grids_that_come_along(repository, grid, cells):
     planned = cft_ray("plan", f"grids/{grid}.yaml", "--json", cwd=repository)
     assert planned.returncode == 0, planned.stderr
@@ -67,7 +67,7 @@ def test_plan_with_a_swept_setting_has_a_cell_for_each_value(repository):
     planned = cft_ray("plan", "grids/smoke.yaml", "--json", *sweep, cwd=repository)
     strategies = [cell["strategy"] for cell in json.loads(planned.stdout)["cells"]]
     assert strategies.count("none") == 4
-    assert strategies.count("LoRA") == 2, "the grid gives LoRA a learning rate of its own, which the sweep leaves alone"
+    assert strategies.count("LoRA") == 1, "the grid gives LoRA a learning rate of its own, which the sweep leaves alone"
 
 
 def test_status_and_results_before_a_run(started):

@@ -5,6 +5,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import ray
 from alone import Alone
 from transformers import AutoTokenizer, LlamaConfig
 
@@ -57,6 +58,7 @@ def engine(monkeypatch) -> list[Any]:
         yield from (said[start : start + 3] for start in range(0, len(said), 3))
 
     monkeypatch.setattr(replay.single, "answers", answers)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # another test's Ray has no such engine
     return asked
 
 

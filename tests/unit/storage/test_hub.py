@@ -21,6 +21,27 @@ from cft_ray.storage.errors import Unavailable
 from cft_ray.storage.hub import from_hub, transient
 
 
+@pytest.fixture(autouse=True)
+def _online(monkeypatch):
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize("name", ["HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"])
+def test_where_nobody_is_to_be_asked_nothing_is_waited_for(monkeypatch, name):
+    """As `datasets` says it there: a connection that could not be made."""
+    monkeypatch.setenv(name, "1")
+    asked = []
+
+    def ask() -> None:
+        asked.append(1)
+        raise ConnectionError("Couldn't reach 'nobody/this' on the Hub")
+
+    with pytest.raises(UserError, match="HF_HUB_OFFLINE forbids"):
+        from_hub("nobody/this", ask, seconds=30)
+    assert len(asked) == 1
+
+
 def answered(status: int, sort: type[HfHubHTTPError] = HfHubHTTPError, after: str | None = None) -> HfHubHTTPError:
     request = httpx.Request("GET", "http://x/secret?Signature=secret")
     headers = {} if after is None else {"Retry-After": after}
