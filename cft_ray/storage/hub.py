@@ -29,10 +29,10 @@ def endpoint() -> str:
 
 
 def offline() -> bool:
-    """Whether the environment forbids to ask the hub: `datasets` and the hub's client say so in many ways."""
-    return any(
-        os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
-    )
+    """Whether ``HF_HUB_OFFLINE`` forbids to ask the hub: its client and `datasets` say so in many ways."""
+    from huggingface_hub import constants
+
+    return constants.HF_HUB_OFFLINE
 
 
 def from_hub(what: str, call: Callable[[], T], *, instead: str = COPY, seconds: float | None = None) -> T:
