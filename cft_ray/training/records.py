@@ -1,6 +1,6 @@
 """What is known of each optimizer step, for trainings of millions of steps: a few records as they come, the rest as columns."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -22,14 +22,6 @@ class StepRecords:
     def __init__(self, table: pa.Table | None = None) -> None:
         self._columns: list[pa.Table] = [] if table is None else [table_of(TABLE, table)]
         self._new: list[dict[str, Any]] = []
-
-    def __len__(self) -> int:
-        return sum(part.num_rows for part in self._columns) + len(self._new)
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        for part in self._columns:
-            yield from part.to_pylist()
-        yield from self._new
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Add a step's record.
